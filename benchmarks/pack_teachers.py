@@ -9,7 +9,7 @@
 The environments that are given replace their old teachers, the others stay. Of each, up to a dozen snapshots from weak
 to strong are kept: those whose returns are nearest to evenly spaced levels between the first and the best. They are
 measured again here, with the noise of training, in plain gymnasium environments. A teacher that was trained on the
-first entries of the observation only (Ant without contact forces) gets weights of zero for the others. `_TAUGHT` in
+first entries of the observation only (Ant without contact forces) gets weights of zero for the others. `_LOCOMOTION` in
 `torchrl_o2o/data/datasets/recipes.py` names them.
 """
 

@@ -135,11 +135,11 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*tree_map(inside, args), **tree_map(inside, kwargs))
 
     def place(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not placed:
-            return value
-        return known.get(id(value)) or OnAccelerator(value)
+        if id(value) in known:  # an operation in place
+            return known[id(value)]
+        return OnAccelerator(value) if placed and isinstance(value, Tensor) else value
 
-    return tree_map(lambda value: known[id(value)] if id(value) in known else place(value), out)
+    return tree_map(place, out)
 
 
 def _empty(size: Any, *, dtype: Any = None, **_: Any) -> Tensor:

@@ -103,6 +103,8 @@ class TestData:
             ({"data": "top", "num_top_episodes": -1}, "got number=-1"),
             ({"make_storage": offline_online_storage, "scratch_dir": "a"}, "got scratch_dir and make_storage"),
             ({"make_storage": offline_online_storage, "data": "none"}, "got data='none' and make_storage"),
+            ({"make_storage": offline_online_storage, "device": "meta"}, "got device='meta' and make_storage"),
+            ({"scratch_dir": "a", "device": "meta"}, "got scratch_dir with device='meta'"),
         ):
             with pytest.raises(O2OSpecError, match=message):
                 starting_buffer(data, **{"online_capacity": 5, **settings})

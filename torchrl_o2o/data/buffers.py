@@ -102,7 +102,7 @@ def starting_buffer(
             :class:`~torchrl.data.LazyTensorStorage`.
         scratch_dir: folder for the rows in memory-mapped files, see :class:`~torchrl_o2o.data.storage.MappedStorage`.
             ``None`` (default) keeps them in memory.
-        device: device of the rows, and of the batches; not of a ``make_storage``. Defaults to ``"cpu"``.
+        device: of rows and batches, without ``make_storage`` and ``scratch_dir``. Defaults to ``"cpu"``.
 
     Returns:
         The buffer. Except under ``"symmetric"``, the oldest rows are overwritten first, offline ones included.
@@ -137,6 +137,11 @@ def starting_buffer(
         raise O2OSpecError(
             f"got {what} and make_storage, expected only one, because make_storage keeps all offline rows; leave one "
             "out"
+        )
+    if make_storage is not None and torch.device(device).type != "cpu":
+        raise O2OSpecError(
+            f"got device={str(device)!r} and make_storage, expected only one, because make_storage places the rows; "
+            "leave device out"
         )
     fixed = len(rows) if data == "symmetric" else 0
     if make_storage is not None:

@@ -271,10 +271,10 @@ class FrameStorage(LazyTensorStorage):
         for frame in stack:
             mark = zlib.crc32(frame.cpu().numpy())  # pyright: ignore[reportArgumentType]
             number = recent.get(mark)
-            known = number is not None and number >= ring.newest - _REMEMBERED
-            if number is None or not (known and torch.equal(ring.frame(number), frame.to(ring.device))):
+            placed = frame.to(ring.device)
+            if number is None or number < ring.newest - _REMEMBERED or not torch.equal(ring.frame(number), placed):
                 recent.pop(mark, None)
-                number = recent[mark] = ring.write(frame)
+                number = recent[mark] = ring.write(placed)
                 while next(iter(recent.values())) < number - _REMEMBERED:
                     recent.pop(next(iter(recent)))
             out.append(number)

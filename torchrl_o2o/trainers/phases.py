@@ -104,6 +104,7 @@ class Phase:
     @checked_arguments
     def __init__(self, problem: Problem, learner: Learner, buffer: TensorDictReplayBuffer, session: Session) -> None:
         self.problem, self.learner, self.buffer, self.session = problem, learner, buffer, session
+        self._device = learner.device
         learner.see(buffer)
         self._batch: TensorDictBase | None = None
 
@@ -125,7 +126,7 @@ class Phase:
 
     def sample(self) -> TensorDictBase:
         """Draw the next batch, and move it to the learner's device."""
-        self._batch = self.buffer.sample().to(self.learner.device)
+        self._batch = self.buffer.sample().to(self._device)
         return self._batch
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
@@ -170,8 +171,7 @@ class Pretraining(Phase):
         self, problem: Problem, learner: Learner, options: RunOptions, *, num_steps: int, batch_size: int
     ) -> None:
         check_count("batch_size", batch_size, least=1)
-        how = {"batch_size": _rows_drawn(learner, batch_size), "keys": learner.keys, "device": learner.device}
-        buffer = offline_buffer(problem.offline, **how)
+        buffer = _buffer_of_data(problem, learner, _rows_drawn(learner, batch_size))
         objects = {
             **learner.objects(),
             "convention": problem.convention.state_dict(),
@@ -258,7 +258,8 @@ class Finetuning(Phase):
         drawn_from = buffer
         if drawn_from is None:  # not `or`: an empty buffer is false
             how = {"batch_size": rows, "keys": learner.keys, "make_storage": make_storage, "scratch_dir": scratch_dir}
-            how["device"] = learner.device if scratch_dir is None else "cpu"  # files are mapped into main memory
+            if make_storage is None and scratch_dir is None:  # those decide themselves where rows lie
+                how["device"] = learner.device
             drawn_from = handover.buffer(problem.offline, capacity, **how)
         elif scratch_dir is not None and not isinstance(drawn_from.storage, MappedStorage):
             raise O2OSpecError(
@@ -372,8 +373,7 @@ class Finetuning(Phase):
         """Draw the next batch only from the offline rows."""
         offline = self._offline
         if offline is None:
-            how = {"batch_size": self.rows, "keys": self.learner.keys, "device": self.learner.device}
-            offline = offline_buffer(self.problem.offline, **how)
+            offline = _buffer_of_data(self.problem, self.learner, self.rows)
             self.learner.see(offline)
         self._offline, self._batch = offline, offline.sample()
         return self._batch
@@ -448,6 +448,11 @@ def _check_slots(online_capacity: int, slots: int, rows: int) -> None:
             f"got online_capacity={online_capacity}, with which the buffer has {slots} slots in all, expected at least "
             f"the {rows} rows of a batch; raise online_capacity, or lower batch_size"
         )
+
+
+def _buffer_of_data(problem: Problem, learner: Learner, rows: int) -> TensorDictReplayBuffer:
+    """The recorded rows alone, on the learner's device."""
+    return offline_buffer(problem.offline, batch_size=rows, keys=learner.keys, device=learner.device)
 
 
 def _rows_drawn(learner: Learner, batch_size: int) -> int:

@@ -24,7 +24,7 @@ from tests.shared_data import shared_file
 from torchrl_o2o.data import describe_offline, load_offline, make_local_dataset
 from torchrl_o2o.data.datasets import local
 from torchrl_o2o.data.datasets.local import _POLICIES, _fingerprint, teacher_groups
-from torchrl_o2o.data.datasets.recipes import _TAUGHT, LOCAL_DATASETS, Recipe
+from torchrl_o2o.data.datasets.recipes import _LOCOMOTION, LOCAL_DATASETS, Recipe
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 minari = pytest.importorskip("minari")
@@ -218,7 +218,7 @@ def test_the_packaged_teachers_are_small_and_recorded() -> None:
     assert path.stat().st_size <= 1_000_000
     record = json.loads((_POLICIES / "teachers.json").read_text())
     with np.load(path) as file:
-        assert set(record) == {key.partition("/")[0] for key in file.files} == set(_TAUGHT)
+        assert set(record) == {key.partition("/")[0] for key in file.files} == set(_LOCOMOTION)
         assert {file[key].dtype for key in file.files if "/w" in key} == {np.dtype(np.float32)}
         for env, entry in record.items():
             steps = [snapshot["step"] for snapshot in entry["snapshots"]]

@@ -76,9 +76,9 @@ _HOW: Mapping[str, str] = {
     "teacher-expert": "the packaged teacher at its best return",
 }
 
+#: Environments that have a packaged teacher.
 _LOCOMOTION = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
-#: Data sets of environments with a packaged teacher, and how each is made.
-_TAUGHT = _LOCOMOTION
+#: The data sets of a teacher, and how each is made.
 _TEACHERS: Mapping[str, Kind] = {
     "medium": "teacher-medium",
     "medium-replay": "teacher-replay",
@@ -108,7 +108,7 @@ def _recipes() -> dict[str, Recipe]:
         for kind, actors in shares.items():
             recipes[f"o2o/{env.lower()}/{kind}-v0"] = Recipe(f"{env}-v5", kind, 100_000, actors)
         recipes[f"o2o/{env.lower()}/random-v1"] = Recipe(f"{env}-v5", "uniform", 200_000)
-    for env in _TAUGHT:
+    for env in _LOCOMOTION:
         for level, kind in _TEACHERS.items():
             recipes[f"o2o/{env.lower()}/{level}-v1"] = Recipe(f"{env}-v5", kind, 200_000, ("teachers_f32.npz",))
     for name in ("door", "pen", "hammer", "relocate"):

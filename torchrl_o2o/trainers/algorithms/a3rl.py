@@ -117,8 +117,8 @@ def make_pool(
             f"got alternate={turns}, expected null or [steps of A3RL, steps of RLPD], for example [5, 5]"
         )
     if make_storage is None:
-        where = {"device": learner.device, "scratch_dir": cfg.online.get("scratch_dir")}
-        make_storage = partial(offline_online_storage, **where)
+        folder = cfg.online.get("scratch_dir")
+        make_storage = partial(offline_online_storage, device=learner.device, scratch_dir=folder)
     storage = make_storage(problem.offline, cfg.online.total_frames)
     batch_size, number = cfg.utd_ratio * cfg.online.batch_size, len(problem.offline)
     pool_size = None if cfg.pool_multiplier is None else cfg.pool_multiplier * cfg.online.batch_size

@@ -213,8 +213,8 @@ def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) 
     settings = {**plain(cfg.sampler), "first_epoch_frames": cfg.online.frames_per_epoch}
     refresh_with = refresh if cfg.sampler.refresh_every else None
     sampler = BalancedReplaySampler(number, capacity, refresh_with=refresh_with, **settings)
-    where = {"device": learner.device, "scratch_dir": cfg.online.get("scratch_dir")}
-    storage = offline_online_storage(problem.offline, capacity, **where)
+    folder = cfg.online.get("scratch_dir")
+    storage = offline_online_storage(problem.offline, capacity, device=learner.device, scratch_dir=folder)
     writer = OnlineWriter(number)
     return TensorDictReplayBuffer(storage=storage, sampler=sampler, writer=writer, batch_size=cfg.online.batch_size)
 
