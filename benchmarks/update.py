@@ -42,7 +42,7 @@ from torchrl.objectives.common import LossModule
 from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.updates import compile_update, matmul_route
+from torchrl_o2o.updates import compile_update, keep_freed_memory, matmul_route
 
 OBSERVATION, ACTION, SUBSET, BATCH = 17, 6, 2, 256
 
@@ -254,6 +254,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device != "cpu":
         torch.set_default_device(arguments.device)
+    keep_freed_memory()  # as the scripts do with compile=true; all contenders run with it
     warnings.filterwarnings("ignore")
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     print(f"torch {torch.__version__}, torchrl {torchrl.__version__}, tensordict {tensordict.__version__}")

@@ -45,7 +45,7 @@ from torchrl_o2o.modules import (
 )
 from torchrl_o2o.objectives import ACALoss, AWACLoss, CalQLLoss, CQLLoss, IQLLoss, SACMLLoss, TD3BCLoss
 from torchrl_o2o.testing import random_transitions
-from torchrl_o2o.updates import compile_update
+from torchrl_o2o.updates import compile_update, keep_freed_memory
 from torchrl_o2o.updates.loss_calls import call_loss
 from torchrl_o2o.updates.program import Mode
 
@@ -202,6 +202,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the scripts do with compile=true; all contenders run with it
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), load {os.getloadavg()[0]:.1f}")
     for kind in arguments.only:
         run(kind, 3 if arguments.short else arguments.rounds, bfloat16=arguments.bfloat16)

@@ -23,7 +23,7 @@ from torchrl_o2o.arguments import check_values
 from torchrl_o2o.data.conventions import Convention
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.trainers.handover import HandOver
-from torchrl_o2o.updates import Update, choose_matmul_route, set_matmul_route
+from torchrl_o2o.updates import Update, choose_matmul_route, keep_freed_memory, set_matmul_route
 
 __all__ = [
     "check_added",
@@ -474,7 +474,9 @@ def product_dtype(name: str, *, compiled: bool = True) -> torch.dtype | None:
 
 
 def compiled(update: Update, cfg: DictConfig, *, dropout: float | None = None) -> Update:
-    """Compile an update if the configuration says so.
+    """Compile an update if the configuration says so, and keep the memory that its calls free.
+
+    See :func:`~torchrl_o2o.updates.keep_freed_memory`.
 
     Args:
         update: not called yet.
@@ -512,4 +514,5 @@ def compiled(update: Update, cfg: DictConfig, *, dropout: float | None = None) -
             stacklevel=2,
         )
         return update
+    keep_freed_memory()
     return update.compile(matmul_dtype=product_dtype(cfg.matmul_dtype))

@@ -17,6 +17,7 @@ from torchrl_o2o.updates.matmul import (
     probe_matmul_routes,
     set_matmul_route,
 )
+from torchrl_o2o.updates.memory import keep_freed_memory
 from torchrl_o2o.updates.natural import NaturalGradient
 from torchrl_o2o.updates.steps import Copy, Descend, Every, Ghost, Joint, MoveTargets, Repeat, Step, Whole
 from torchrl_o2o.updates.update import Update
@@ -39,6 +40,7 @@ __all__ = [
     "Whole",
     "choose_matmul_route",
     "compile_update",
+    "keep_freed_memory",
     "matmul_route",
     "probe_matmul_routes",
     "set_matmul_route",

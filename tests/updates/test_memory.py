@@ -1,0 +1,89 @@
+# Copyright (c) The torchrl_o2o contributors.
+#
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.modules import make_gaussian_actor
+from torchrl_o2o.objectives import BCLoss
+from torchrl_o2o.scripts import script_config
+from torchrl_o2o.trainers import settings
+from torchrl_o2o.updates import Descend, Update, keep_freed_memory, memory
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+# What a compiled update does: many blocks at once, all freed when it ends. Page faults of ten rounds, before and after.
+ROUNDS = """
+import resource
+import torch
+from torchrl_o2o.updates import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        blocks = [torch.zeros(1_000_000) for _ in range(20)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+before = faults()
+kept = keep_freed_memory()
+faults()
+print(int(kept), before, faults())
+"""
+
+
+def run_rounds(**environment: str) -> tuple[bool, int, int]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    out = subprocess.run(
+        [sys.executable, "-c", ROUNDS], capture_output=True, text=True, check=True, env=inherited | environment
+    ).stdout
+    kept, before, after = (int(word) for word in out.split())
+    return bool(kept), before, after
+
+
+@pytest.mark.skipif(not GLIBC, reason="needs glibc")
+def test_blocks_that_were_freed_are_used_again_without_a_page_fault() -> None:
+    kept, before, after = run_rounds()
+    assert kept
+    assert before > 1_000  # 80 MB in pages of 4 KiB are 20 000 a round; in huge pages they are 40
+    assert after < before / 100
+
+
+def test_what_the_environment_says_is_left() -> None:
+    kept, _, _ = run_rounds(MALLOC_TRIM_THRESHOLD_="131072")
+    assert not kept
+
+
+def test_another_c_library_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    for name in memory._VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with caplog.at_level(logging.INFO, logger="torchrl_o2o"):
+        assert not keep_freed_memory()
+    assert "no glibc" in caplog.text
+
+
+@pytest.mark.parametrize("mebibytes", [0, -1, 2048])
+def test_sizes_that_malloc_cannot_take_are_refused(mebibytes: int) -> None:
+    with pytest.raises(O2OSpecError, match=f"got mebibytes={mebibytes}, expected 1 to 2047"):
+        keep_freed_memory(mebibytes)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_scripts_keep_memory_if_they_compile(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(settings, "keep_freed_memory", lambda: calls.append(None))
+    actor = make_gaussian_actor(3, 2, hidden_sizes=(8,))
+    update = Update(BCLoss(actor), Descend("actor", torch.optim.Adam(actor.parameters())))
+    settings.compiled(update, script_config("bc", [f"compile={str(compiled).lower()}"]))
+    assert len(calls) == compiled
