@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -36,16 +37,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``o2o``; defaults to the process's own.
 
     Returns:
-        0 on success, 2 if the input is wrong or a file cannot be read or written (the reason goes to standard error).
+        0 on success, 1 if the reader of its output left before the end, and 2 if the input is wrong or a file cannot
+        be read or written (the reason goes to standard error).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # some terminals, as on Windows, cannot encode all characters
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments) or 0)
+        status = int(arguments.run(arguments) or 0)
+        sys.stdout.flush()  # now, because an error while Python exits could not be caught
+        return status
     except (O2OError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 1
         print(f"o2o: {error}", file=sys.stderr)
         return 2
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the standard output has left, as ``head`` does after ten lines; the rest is discarded."""
+    try:
+        print(flush=True)  # only writing something shows it
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -143,3 +143,29 @@ def test_folders_of_others(name: str, what: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}")
     with pytest.raises(O2ODataError, match=what):
         load_offline(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "hdf5", "groups"])
+def test_arrays_of_a_closed_file_are_refused_with_advice(tmp_path: Path, kind: str) -> None:
+    arrays: dict[str, np.ndarray] = {
+        "observations": np.zeros((10, 3)),
+        "actions": np.zeros((10, 1)),
+        "rewards": np.zeros(10),
+        "terminals": np.arange(10) == 9,
+        "timeouts": np.zeros(10, bool),
+    }
+    path = tmp_path / f"rows.{kind}"
+    source: Any
+    if kind == "npz":
+        np.savez(path, **arrays)
+        with np.load(path) as source:
+            assert load_offline(source).data.shape == (10,)
+    else:
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            for name, values in arrays.items():
+                file[f"episode_0/{name}"] = values
+            source = file["episode_0"] if kind == "hdf5" else [file["episode_0"]]
+            assert load_offline(source).data.shape == (10,)
+    with pytest.raises(O2ODataError, match="whose file is closed, expected an open one; load it within the `with`"):
+        load_offline(source)
