@@ -146,6 +146,18 @@ def test_overwritten_slots_get_the_fresh_priority_again() -> None:
     assert sampler.values[50:].tolist() == [0.5] * 4
 
 
+def test_offline_rows_that_the_buffer_itself_writes_start_at_one() -> None:
+    sampler = BalancedReplaySampler(50, 10, first_epoch_frames=100)
+    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(60), sampler=sampler, batch_size=4)
+    replay.extend(TensorDict({"x": torch.arange(50)}, [50]))
+    replay.extend(TensorDict({"x": torch.arange(4)}, [4]))
+    assert sampler.values.tolist() == [1.0] * 50 + [0.5] * 4 + [0.0] * 6
+    assert sampler.default_priority == 0.5
+    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(60), sampler=BalancedReplaySampler(50, 10), batch_size=4)
+    replay.extend(TensorDict({"x": torch.arange(60)}, [60]))  # both sources at once
+    assert replay.sampler.values.tolist() == pytest.approx([1.0] * 50 + [0.05] * 10)
+
+
 def test_two_buffers_over_one_storage_both_follow_the_writer() -> None:
     first, second = BalancedReplaySampler(50, 4), BalancedReplaySampler(50, 4, init_online_fraction=0.75)
     replay = buffer(first, 0)
