@@ -4,6 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +58,27 @@ def test_a_file_that_is_locked_or_away(path: Path, monkeypatch: pytest.MonkeyPat
         opened(PermissionError(13, "Permission denied"))
     with pytest.raises(O2ODataError, match="is damaged or not HDF5"):
         opened(OSError("file signature not found"))
+
+
+def test_a_link_to_nothing_or_to_itself_is_named(path: Path) -> None:
+    for name, target, what in (("gone", "/nowhere/x", "is a link to /nowhere/x"), ("loop", "/loop", "without end")):
+        with h5py.File(path, "a") as file:
+            file[name] = h5py.SoftLink(target)
+        with open_hdf5(path) as file, pytest.raises(O2ODataError, match=rf"/{name} .*{what}"):
+            file[name]
+
+
+def test_a_file_that_is_intact_is_not_called_damaged(path: Path) -> None:
+    with h5py.File(path, "w") as file:  # a chunk that claims to be compressed by a plugin, as by blosc
+        settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        settings.set_chunk((4,))
+        settings.set_filter(32001, h5py.h5z.FLAG_OPTIONAL, (1,))
+        shape = h5py.h5s.create_simple((4,))
+        stored = h5py.h5d.create(file.id, b"rewards", h5py.h5t.NATIVE_DOUBLE, shape, settings)
+        stored.write_direct_chunk((0,), bytes(32), 0)
+    with pytest.raises(O2ODataError, match="plugin of HDF5 that is not installed"), open_hdf5(path) as file:
+        read_array(file, "rewards")
+    writer = "file = h5py.File(sys.argv[1], 'w', libver='latest'); file.swmr_mode = True; file.flush(); os._exit(0)"
+    subprocess.run([sys.executable, "-c", f"import h5py, os, sys; {writer}", str(path)], check=True)
+    with pytest.raises(O2ODataError, match=r"marked as open for writing.*h5clear -s"), open_hdf5(path):
+        pass

@@ -169,3 +169,19 @@ def test_arrays_of_a_closed_file_are_refused_with_advice(tmp_path: Path, kind: s
             assert load_offline(source).data.shape == (10,)
     with pytest.raises(O2ODataError, match="whose file is closed, expected an open one; load it within the `with`"):
         load_offline(source)
+
+
+@pytest.mark.parametrize("name", ["a.hdf5", "a.npz", "a.csv", "a.pkl", "data/main_data.hdf5", "data/metadata.json"])
+def test_pointers_of_git_and_web_pages_are_not_called_damaged(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for file in ("data/main_data.hdf5", "data/metadata.json", name):  # the last one is read first, or the only one
+        (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    source = tmp_path if name.startswith("data/") else tmp_path / name
+    with pytest.raises(
+        O2ODataError, match="is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`"
+    ):
+        load_offline(source, cache=False)
+    if source.is_file():
+        source.write_text("\n<!DOCTYPE html>\n<html><title>404 Not Found</title></html>\n")
+        with pytest.raises(O2ODataError, match="is a web page, not the file itself; download it again"):
+            load_offline(source, cache=False)

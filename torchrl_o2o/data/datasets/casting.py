@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,17 @@ __all__ = [
     "own_copy",
     "plain_tensor",
     "refuse_keys",
+    "refuse_stand_in",
 ]
 
 #: Minari's name of an entry of a tuple.
 _ELEMENT = re.compile(r"_index_(\d+)")
+#: How files begin that a download or a checkout leaves in the place of the data, in small letters -> what they are.
+_STAND_INS = {
+    b"version https://git-lfs.github.com/": "a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`",
+    b"<!doctype html": "a web page, not the file itself; download it again from the address of the file",
+    b"<html": "a web page, not the file itself; download it again from the address of the file",
+}
 #: HDF5 and npz compress at most 1032 : 1 (deflate). An array that claims more has a damaged size.
 _LARGEST_RATIO = 1100
 #: Arrays above this size hold numbers, which do not compress to a hundredth.
@@ -56,6 +64,25 @@ class StoredArray:
         """Read the array."""
         values = self.read()
         return values if dtype is None else values.astype(dtype)
+
+
+def refuse_stand_in(path: Path) -> None:
+    """Raise for a file that only stands for the data: a pointer of Git LFS, or the page of a failed download.
+
+    Args:
+        path: the file.
+
+    Raises:
+        O2ODataError: if it is such a file.
+    """
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(64).lstrip().lower()
+    except OSError:  # whoever reads the file says why it cannot be read
+        return
+    for words, what in _STAND_INS.items():
+        if beginning.startswith(words):
+            raise O2ODataError(f"{path} is {what}.")
 
 
 def check_size(size: int, stored: int, origin: str) -> None:

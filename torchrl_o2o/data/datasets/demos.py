@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset
-from torchrl_o2o.data.datasets.casting import StoredArray
+from torchrl_o2o.data.datasets.casting import StoredArray, refuse_stand_in
 from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.flat import read_episodes, read_flat
 from torchrl_o2o.data.datasets.names import NAMES
@@ -245,6 +245,7 @@ def load_pickled_episodes(path: Path) -> dict[str, Any] | Sequence[dict[str, Any
     Raises:
         O2ODataError: if the file is damaged, asks for anything besides numpy's arrays, or holds something else.
     """
+    refuse_stand_in(path)
     try:
         data = path.read_bytes()
         episodes = _Machine().run(data)

@@ -21,7 +21,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.casting import StoredArray, check_size, plain_tensor
+from torchrl_o2o.data.datasets.casting import StoredArray, check_size, plain_tensor, refuse_stand_in
 from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5
 from torchrl_o2o.data.datasets.names import NAMES
@@ -106,6 +106,7 @@ def open_npz(path: Path, needed: Collection[str]) -> Iterator[dict[str, StoredAr
         O2ODataError: if the file, or anything read from it in the block, is damaged or needs unpickling.
     """
     try:
+        refuse_stand_in(path)
         with zipfile.ZipFile(path) as archive:
             yield _members(archive, needed)
     except O2OError:

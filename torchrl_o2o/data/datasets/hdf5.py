@@ -15,14 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_o2o.data.datasets.casting import StoredArray, check_size
+from torchrl_o2o.data.datasets.casting import StoredArray, check_size, refuse_stand_in
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["StoredGroup", "open_hdf5", "read_array"]
 
+_PLUGIN = (
+    "holds an array that was compressed by a plugin of HDF5 that is not installed ({error}). Import hdf5plugin before "
+    "you load the file, or store it again with gzip: h5repack -f GZIP=4 FILE COPY."
+)
 #: Longest chain of links that is followed.
 _MOST_LINKS = 8
+#: Words of HDF5's errors on files that are not damaged -> what to say instead.
+_INTACT = {
+    "unable to lock file": "is locked: another process has it open for writing. Close it there, or read a copy.",
+    "already open for write": (
+        "is marked as open for writing: another process has it open, or ended without closing it. Close it there; if "
+        "no process has it open, clear the mark with HDF5's tool, `h5clear -s FILE`."
+    ),
+    "required filter": _PLUGIN,
+    "can't open directory (": _PLUGIN,
+}
 #: Formats and largest size of image observations: Minari writes JPEG, others PNG.
 _IMAGE_FORMATS, _IMAGE_MODES, _MOST_PIXELS = ("JPEG", "PNG"), ("L", "RGB", "RGBA"), 1 << 22
 
@@ -40,15 +54,15 @@ def open_hdf5(path: Path) -> Iterator[StoredGroup]:
     """
     h5py = require("h5py", "minari")
     try:
+        refuse_stand_in(path)
         with h5py.File(path, "r") as file:
             yield StoredGroup(h5py, file.id, "", str(path))
     except O2ODataError:
         raise
     except Exception as error:  # on damaged files HDF5 and h5py can raise any exception
-        if "unable to lock file" in str(error):
-            raise O2ODataError(
-                f"{path} is locked: another process has it open for writing. Close it there, or read a copy."
-            ) from error
+        reason = next((said for words, said in _INTACT.items() if words in str(error)), None)
+        if reason is not None:
+            raise O2ODataError(f"{path} {reason.format(error=error)}") from error
         if isinstance(error, PermissionError | MemoryError):
             raise O2ODataError(f"{path} cannot be read ({error!r}).") from error
         raise O2ODataError(f"{path} is damaged or not HDF5 ({error}); download or record it again.") from error
@@ -100,19 +114,34 @@ class StoredGroup(Mapping[str, Any]):
             if not links.exists(where.encode()):
                 raise KeyError(where)
             kind = links.get_info(where.encode()).type
-            if kind == self.h5py.h5l.TYPE_SOFT and followed < _MOST_LINKS:
+            if kind == self.h5py.h5l.TYPE_SOFT:
                 target = links.get_val(where.encode()).decode()
-                if target.startswith("/"):
-                    root = self.h5py.h5i.get_file_id(group)
-                    self._stay_inside(self.h5py.h5o.open(root, b"/"), target, followed + 1)
-                else:
-                    self._stay_inside(group, f"{walked}/{target}", followed + 1)
+                self._follow(group, f"{self.path}/{where}", walked, target, followed)
             elif kind != self.h5py.h5l.TYPE_HARD:
                 raise O2ODataError(
                     f"{self.filename}: {self.path}/{where} is a link that leads out of the file; expected all data "
                     "inside the file. Copy the link's target into the file."
                 )
             walked = where
+
+    def _follow(self, group: Any, link: str, walked: str, target: str, followed: int) -> None:
+        """Raise if a link inside the file leads out of it, to nothing, or to no end of links."""
+        if followed == _MOST_LINKS:
+            raise O2ODataError(
+                f"{self.filename}: the link {link} leads to further links, more than {_MOST_LINKS} or without end; "
+                "expected links to arrays and groups. Remove it from the file."
+            )
+        try:
+            if target.startswith("/"):
+                root = self.h5py.h5i.get_file_id(group)
+                self._stay_inside(self.h5py.h5o.open(root, b"/"), target, followed + 1)
+            else:
+                self._stay_inside(group, f"{walked}/{target}", followed + 1)
+        except KeyError as error:
+            raise O2ODataError(
+                f"{self.filename}: {link} is a link to {target}, which is not in the file; expected all data inside "
+                "the file. Remove the link, or write what it stands for."
+            ) from error
 
     def _read(self, stored: Any, shape: tuple[int, ...], dtype: np.dtype, origin: str) -> np.ndarray:
         """Read an array through h5py's low-level interface, which is ten times faster on short episodes."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.data.datasets.cache import RawDataset, SourceMeta
-from torchrl_o2o.data.datasets.casting import StoredArray, joined, refuse_keys
+from torchrl_o2o.data.datasets.casting import StoredArray, joined, refuse_keys, refuse_stand_in
 from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
 from torchrl_o2o.data.datasets.rows import RawRows, rows_from_episodes
@@ -108,6 +108,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         O2ODataError: if the file is damaged, or describes data that are not HDF5 or actions that are not vectors.
     """
+    refuse_stand_in(path)
     try:
         metadata = json.loads(path.read_bytes())
         form = metadata["data_format"]

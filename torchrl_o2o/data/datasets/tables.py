@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_o2o.data.datasets.casting import refuse_stand_in
 from torchrl_o2o.data.datasets.names import NAMES
 from torchrl_o2o.errors import O2ODataError
 
@@ -84,6 +85,7 @@ def _numbered(name: str) -> tuple[str, int]:
 def _table(path: Path) -> tuple[list[str], list[np.ndarray]]:
     rows: list[list[Any]] = []
     line, texts = 1, set()
+    refuse_stand_in(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheet programs write a byte order mark
             reader = csv.reader(file)
