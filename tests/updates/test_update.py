@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -562,6 +563,16 @@ def test_an_optimizer_that_evaluates_the_loss_itself_is_refused() -> None:
 def test_a_bound_on_no_loss_is_refused() -> None:
     with pytest.raises(O2OSpecError, match="critic"):
         make_update("awac", make_agent("awac"), max_grad_norm={"critic": 1.0})
+
+
+def test_times_and_intervals_may_be_numpy_s() -> None:
+    step = Descend("qvalue", torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))]))
+    assert plan((Repeat(np.int64(2), Every(np.int32(2), step)),), {}).sequence == ((0, 1),)
+    for wrong in (0, 2.0, True, "2"):
+        with pytest.raises(O2OSpecError, match=r"times of Repeat=.* expected a whole number of at least 1"):
+            Repeat(wrong, step)  # type: ignore[arg-type]
+        with pytest.raises(O2OSpecError, match=r"interval of Every=.* expected a whole number of at least 1"):
+            Every(wrong, step)  # type: ignore[arg-type]
 
 
 def test_every_may_begin_with_the_first_turn() -> None:

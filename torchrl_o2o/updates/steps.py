@@ -14,7 +14,7 @@ import torch
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.errors import O2OSpecError, check_number
+from torchrl_o2o.errors import O2OSpecError, check_count, check_number
 
 __all__ = [
     "WHOLE",
@@ -239,8 +239,9 @@ class Every:
     """
 
     def __init__(self, interval: int, *steps: Descend | Joint | MoveTargets | Ghost, first: bool = False) -> None:
-        _check_steps(f"Every({interval})", interval, steps, (Descend, Joint, MoveTargets, Ghost))
-        self.interval, self.steps, self.first = interval, steps, first
+        self.interval = check_count("the interval of Every", interval, least=1)
+        _check_steps(f"Every({interval})", steps, (Descend, Joint, MoveTargets, Ghost))
+        self.steps, self.first = steps, first
 
 
 class Repeat:
@@ -268,8 +269,9 @@ class Repeat:
     """
 
     def __init__(self, times: int, *steps: Descend | Joint | MoveTargets | Ghost | Every) -> None:
-        _check_steps(f"Repeat({times})", times, steps, (Descend, Joint, MoveTargets, Ghost, Every))
-        self.times, self.steps = times, steps
+        self.times = check_count("the times of Repeat", times, least=1)
+        _check_steps(f"Repeat({times})", steps, (Descend, Joint, MoveTargets, Ghost, Every))
+        self.steps = steps
 
 
 class Whole:
@@ -292,7 +294,7 @@ class Whole:
     """
 
     def __init__(self, *steps: Descend | Joint | MoveTargets | Ghost | Every) -> None:
-        _check_steps("Whole", 1, steps, (Descend, Joint, MoveTargets, Ghost, Every))
+        _check_steps("Whole", steps, (Descend, Joint, MoveTargets, Ghost, Every))
         self.steps = steps
 
 
@@ -300,9 +302,7 @@ Primitive = Copy | Descend | Joint | MoveTargets | Ghost
 Step = Primitive | Every | Repeat | Whole
 
 
-def _check_steps(name: str, count: int, steps: tuple[object, ...], kinds: tuple[type, ...]) -> None:
-    if not isinstance(count, int) or count < 1:
-        raise O2OSpecError(f"got {name}, expected an integer of at least 1")
+def _check_steps(name: str, steps: tuple[object, ...], kinds: tuple[type, ...]) -> None:
     if not steps or not all(isinstance(step, kinds) for step in steps):
         expected = ", ".join(kind.__name__ for kind in kinds)
         raise O2OSpecError(f"got {name} of {[type(step).__name__ for step in steps]}, expected steps among {expected}")
