@@ -323,6 +323,17 @@ def test_whole_numbers_are_the_nearest(probe, dtype):
         env.step(np.full(2, np.nan, np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.int32])
+def test_edges_of_integer_boxes_that_no_float_has_are_reached(probe, dtype):
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    env = probe(action=spaces.Box(low, high, (2,), dtype))
+    env.reset()
+    got = [env.step(np.full(2, value, np.float32))[-1]["action"] for value in (-1.0, 1.0, 0.5)]
+    assert [action.tolist() for action in got[:2]] == [[low] * 2, [high] * 2]
+    assert abs(int(got[2][0]) / (high // 4 * 3 + low // 4) - 1.0) < 1e-6
+    assert {action.dtype for action in got} == {np.dtype(dtype)}
+
+
 def test_a_dimension_with_one_value_keeps_it(probe):
     env = probe(action=spaces.Box(np.array([-1.0, 3.0], np.float32), np.array([1.0, 3.0], np.float32)))
     env.reset()

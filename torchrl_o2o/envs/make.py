@@ -475,8 +475,11 @@ def _native_action(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> 
     if np.shape(action) != low.shape:  # numpy would broadcast it
         raise O2OSpecError(f"got an action of shape {list(np.shape(action))}, expected {list(low.shape)}")
     scaled = from_unit(np.clip(action, -1.0, 1.0), low, high)
-    if low.dtype.kind != "f":
-        if np.isnan(scaled).any():
-            raise O2OSpecError(f"got the action {action}, expected numbers in [-1, 1]")
-        scaled = np.rint(scaled)
-    return np.clip(scaled.astype(low.dtype), low, high)
+    if low.dtype.kind == "f":
+        return np.clip(scaled.astype(low.dtype), low, high)
+    if np.isnan(scaled).any():
+        raise O2OSpecError(f"got the action {action}, expected numbers in [-1, 1]")
+    scaled = np.rint(scaled)
+    # The edges are not cast: float64 lacks the largest int64, and what it has instead would become the smallest one.
+    inside = (low < scaled) & (scaled < high)
+    return np.where(inside, np.where(inside, scaled, 0.0).astype(low.dtype), np.where(scaled > low, high, low))
