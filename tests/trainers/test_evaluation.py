@@ -158,6 +158,19 @@ def test_nothing_global_changes():
     assert torch.is_grad_enabled()
 
 
+def test_environments_that_draw_from_global_generators_are_reproducible():
+    class Careless(SeededLength):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, random.random() + np.random.rand() + torch.rand(()).item(), *rest
+
+    found = []
+    for seed in (3, 3, 2**40):
+        random.random(), np.random.rand(), torch.rand(1)  # a training loop draws between two evaluations
+        found.append(evaluate(linear_actor(), Careless, num_episodes=2, seed=seed).returns.tolist())
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.filterwarnings("ignore:.*built anew|.*tried again")
 def test_state_is_restored_after_a_failure():
     class Broken(SeededLength):

@@ -124,9 +124,9 @@ def evaluate(
 ) -> EvaluationResult:
     """Run a policy deterministically for a number of episodes.
 
-    A policy that is random under every exploration type, such as a flow policy, draws from ``seed``. A policy that
-    chooses several actions at once (:func:`~torchrl_o2o.modules.act_in_chunks`) is called again after the last action
-    of a chunk.
+    A policy that is random under every exploration type, such as a flow policy, draws from ``seed``, and so do
+    environments that use the global generators of Python, numpy or torch. A policy that chooses several actions at once
+    (:func:`~torchrl_o2o.modules.act_in_chunks`) is called again after the last action of a chunk.
 
     Episode ``k`` starts from ``reset(seed=seed + k)`` for any ``num_envs``. Environments with a running episode are
     stepped in lockstep with one call of the policy. The number of episodes is fixed in advance and all run to their
@@ -417,6 +417,8 @@ def _undisturbed(actor: TensorDictModuleBase, seed: int) -> Iterator[None]:
             torch.no_grad(),
             set_exploration_type(ExplorationType.DETERMINISTIC),
         ):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002  # third-party environments draw from the global generators
             torch.default_generator.manual_seed(seed)
             for device in cuda:
                 with torch.cuda.device(device):
