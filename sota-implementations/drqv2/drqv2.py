@@ -42,7 +42,7 @@ def train(cfg: DictConfig) -> None:
     with run.session as session:
         sampler.offline_fraction = float(cfg.offline.num_steps > 0)
         for step in session.offline(cfg.offline.num_steps):
-            shrink_noise(2 * (step + cfg.offline.num_steps))
+            shrink_noise(2 * (step + cfg.offline.num_steps - 1))  # the counter from before the update
             session.log(learner.update(run.buffer.sample()))
         sampler.offline_fraction, before = cfg.offline_fraction, 2 * cfg.offline.num_steps
         shrink_noise(before + run.collector.frames)

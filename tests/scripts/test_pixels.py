@@ -24,6 +24,7 @@ from torchrl_o2o.commands.cli import main
 from torchrl_o2o.data import FrameStorage, load_offline, stack_rows
 from torchrl_o2o.deploy import export_policy, load_policy, read_policy
 from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.functional import linear_schedule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No target network updater"),
@@ -159,6 +160,21 @@ def test_the_drqv2_script_learns_offline_the_same_twice(
     check_policy(tmp_path / "run", capsys)
     cfg = compose("drqv2", "preset=paper")
     assert (cfg.offline.num_steps, cfg.optim.lr, cfg.target.tau, cfg.cloning.bc_weight) == (550_000, 3e-4, 0.01, 2.5)
+
+
+def test_drqv2s_noise_is_the_counters_before_each_update(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """V-D4RL counts two steps an update from 0, so the first update has the full noise; then the steps online count."""
+    script, counted = script_of("drqv2"), list[int]()
+
+    def spy(step: int, *schedule: Any) -> float:
+        counted.append(step)
+        return linear_schedule(step, *schedule)
+
+    monkeypatch.setattr(script, "linear_schedule", spy)
+    script.train(drqv2_settings(tmp_path, folder, "offline.num_steps=3", "online.total_frames=2"))
+    assert counted == [0, 2, 4, 6, 7, 8]
 
 
 @pytest.mark.parametrize("source", [None, "folder"])
