@@ -348,6 +348,12 @@ def test_case_a05_a_single_terminal_at_the_limit(lengths: tuple[int, ...], told:
     assert "terminals_at_limit" not in check_offline(arrays, **said, names={"terminals": "terminals"}).codes
 
 
+def test_terminals_after_equal_lengths_are_reported_once_where_no_limit_is_known() -> None:
+    arrays = {name: values for name, values in walk(4, 200).items() if name != "timeouts"}
+    arrays |= {"terminals": np.arange(800) % 200 == 199, "episode": np.repeat(np.arange(4), 200)}
+    assert check_offline(arrays, action_bounds=(-2, 2)).codes.count("terminals_alike") == 1
+
+
 def test_case_a05_actions_clipped_to_a_smaller_box() -> None:
     """An own box of [-0.4, 0.4], as Humanoid's."""
     edge, one = torch.full((2,), 0.4), torch.ones(2)

@@ -227,8 +227,8 @@ def _examine(
     if limit is None and any(note.code == "no_timeouts" for note in raw.notes):
         limit = _known_limit(raw, facts)
     report = audit(data, env=facts, on_bad=on_bad, name=raw.meta.id, max_episode_steps=limit)
-    if limit is None:
-        found += check_limit(data, _known_limit(raw, facts), "warning")
+    if limit is None and (known := _known_limit(raw, facts)) is not None:  # without a limit, audit has checked already
+        found += check_limit(data, known, "warning")
     findings = (*(_in_env(note, facts) for note in raw.notes), *found, *report.findings)
     if "terminals" in options.names.values():  # the caller has confirmed their meaning
         findings = tuple(finding for finding in findings if finding.code != "terminals_at_limit")
