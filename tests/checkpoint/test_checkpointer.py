@@ -268,6 +268,13 @@ def test_settings_that_differ_are_named_one_by_one_and_a_longer_run_is_told_what
     Checkpointer(tmp_path, objects={}, config={**saved, "online": {"total_frames": 10, "batch_size": 4}}).restore()
 
 
+def test_a_script_that_resumes_a_continued_run_is_told_how_to_go_on(tmp_path):
+    config = {"algorithm": "awac"}
+    Checkpointer(tmp_path, objects={}, config={**config, "lineage": [{"round": 0}, {"round": 2}]}).save(1)
+    with pytest.raises(O2OCheckpointError, match=r"round 2 of `o2o continue`.*pretrained=FOLDER"):
+        Checkpointer(tmp_path, objects={}, config=config).restore()
+
+
 def test_other_objects_are_refused_naming_both_sides(tmp_path):
     Checkpointer(tmp_path, objects={"net": {}, "optim": {}}).save(1)
     with pytest.raises(O2OCheckpointError, match=r"got the objects \['actor', 'net'\], expected \['net', 'optim'\]"):

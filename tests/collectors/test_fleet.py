@@ -324,6 +324,15 @@ def test_numbers_out_of_range(bad: dict[str, int]):
         scripted(endless, **bad)
 
 
+def test_interventions_are_not_dropped_because_the_offline_rows_lack_their_entry():
+    actors = ProcessActors(partial(gymnasium.make, "Pendulum-v1"), make_actor(3, 1), intervened=True)
+    with pytest.raises(O2OSpecError, match="expected the entry, because what the transitions lack is not delivered"):
+        Fleet(actors, LIKE, total_frames=1)
+    like = LIKE.clone()
+    like["next", "intervened"] = torch.full_like(like["action"], torch.nan)
+    Fleet(actors, like, total_frames=1)
+
+
 def test_a_script_that_starts_actors_while_it_is_imported_hears_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
     with pytest.raises(O2OSpecError, match="__main__"):

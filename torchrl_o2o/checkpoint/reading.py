@@ -141,7 +141,8 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
         present: this run's.
 
     Raises:
-        O2OCheckpointError: if a setting differs; the message names each one with both values.
+        O2OCheckpointError: if a setting differs; the message names each one with both values. Also if the checkpoint is
+            of a continued run and this run is not a continuation.
 
     Examples:
         >>> check_config({"algorithm": "awac"}, {"algorithm": "rlpd"})
@@ -152,6 +153,12 @@ def check_config(saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
         torchrl_o2o.errors.O2OCheckpointError: ... online.total_frames is 5 in the checkpoint and 9 now. Resume with ...
         >>> check_config({"evaluation": {"num_episodes": 5}}, {"evaluation": {"num_episodes": 5, "video": None}})
     """
+    if "lineage" in saved and "lineage" not in present:
+        raise O2OCheckpointError(
+            f"got a checkpoint of round {saved['lineage'][-1]['round']} of `o2o continue`, expected one that the run's "
+            "script wrote: the script cannot resume a continued run; go on with `o2o continue`, or fine-tune it in "
+            "another folder (pretrained=FOLDER run_dir=...)"
+        )
     absent = "absent"
     saved, present = _made("", saved), _made("", present)
     differing = [

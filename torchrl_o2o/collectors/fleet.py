@@ -67,7 +67,7 @@ class Fleet:
     Args:
         actors: starts actors and publishes weights.
         like: transitions [N] with the entries, shapes and types of the actors' transitions, such as the offline data.
-            They have :data:`~torchrl_o2o.data.INTERVENED` if the actors deliver it.
+            They must have :data:`~torchrl_o2o.data.INTERVENED` if the actors deliver it, for example all NaN.
 
     Keyword Args:
         num_actors: number of actors. Defaults to 1.
@@ -80,7 +80,8 @@ class Fleet:
         max_restarts: number of restarts in a row of an actor that delivers nothing. Defaults to 3.
 
     Raises:
-        O2OSpecError: if a number is out of range, or the actors write to a replay service.
+        O2OSpecError: if a number is out of range, the actors write to a replay service, or they deliver interventions,
+            which ``like`` lacks.
         EnvFaultError: while iterating, if no actor is left.
 
     Examples:
@@ -113,6 +114,12 @@ class Fleet:
             raise O2OSpecError(
                 "got actors that write to a replay service, expected actors that deliver transitions; leave their "
                 "replay_buffer out, or start them yourself and sample from the service"
+            )
+        if getattr(actors, "intervened", False) and like.get(INTERVENED, None) is None:
+            raise O2OSpecError(
+                f"got actors with intervened=True and transitions without {INTERVENED}, expected the entry, because "
+                "what the transitions lack is not delivered; set it to NaN: "
+                "offline['next', 'intervened'] = torch.full_like(offline['action'], torch.nan)"
             )
         self.actors = actors
         self.num_actors = check_count("num_actors", num_actors, least=1)
