@@ -73,4 +73,5 @@ for step in range(50):
 print({name: round(float(value), 2) for name, value in sampler.metrics().items()})
 
 # %%
-# The metrics include the effective sample size of the weights. If it falls to a few rows, lower ``alpha``.
+# ``effective_sample_size`` is a share: 1 if all rows of the pool are equally likely, near 0 if few rows make up most
+# batches. If it is that small, lower ``alpha``.
