@@ -69,6 +69,30 @@ def test_one_source_alone() -> None:
     assert out["log_ratio_online"] == 0
 
 
+@pytest.mark.parametrize(("parametrization", "network_eps"), [("logit", 1e-10), ("softplus", 1e-10), ("relu", 1e-3)])
+def test_the_losss_epsilon_need_not_be_the_networks(
+    parametrization: Parametrization, network_eps: float, float64: None
+) -> None:
+    """A3RL's newer script adds 1e-5 to w in the priority only, and 1e-10 in the logarithms of the loss."""
+    ratio = DensityRatio(15, 2, hidden_sizes=(16,), parametrization=parametrization, eps=network_eps)
+    loss = DensityRatioLoss(ratio, eps=1e-2)
+    offline, online = rows(0.0, 7), rows(0.5, 7)
+    net = ratio.module
+    output = [net.head(net.trunk(torch.cat([part["observation"], part["action"]], -1))) for part in (offline, online)]
+    shape = {"logit": torch.exp, "softplus": torch.nn.functional.softplus, "relu": torch.relu}[parametrization]
+    of_offline, of_online = shape(output[0]), shape(output[1])
+    terms = (2.0 / (of_offline + 1.0) + 1e-2).log() + (2.0 * of_online / (of_online + 1.0) + 1e-2).log()
+    for batch in (join_sources(offline, online), TensorDict({"offline": offline, "online": online})):
+        loss.zero_grad()
+        value, _ = loss.density_ratio_loss(batch)
+        torch.testing.assert_close(value, -terms.mean())
+        value.backward()
+        expected = torch.autograd.grad(-terms.mean(), list(net.parameters()), retain_graph=True)
+        own = dict(loss.density_ratio_network_params.named_parameters())
+        for name, gradient in zip(dict(net.named_parameters()), expected, strict=True):
+            torch.testing.assert_close(own[f"module.{name}"].grad, gradient)
+
+
 @pytest.mark.parametrize("parametrization", ["logit", "softplus", "relu"])
 @pytest.mark.parametrize("output", [-200.0, -20.0, 0.0, 3.0, 200.0])
 def test_outputs_and_gradients_are_finite(parametrization: Parametrization, output: float) -> None:

@@ -58,6 +58,11 @@ class DensityRatioNet(nn.Module):
         check_number("eps", eps, least=0)
         self.eps = eps
 
+    @property
+    def offset(self) -> float:
+        """What is added to w inside the logarithm: ``eps`` after a ReLU, otherwise 0."""
+        return self.eps if self.parametrization == "relu" else 0.0
+
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """Map observation [*B, o] and action [*B, A] to log w, [*B, 1]."""
         output = self.head(self.trunk(torch.cat([observation, action], -1)))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.replay import js_conjugate, js_derivative
+from torchrl_o2o.modules.density_ratio import DensityRatioNet
 from torchrl_o2o.objectives.base import Reduction, TransitionLoss, dispatch
 from torchrl_o2o.objectives.feed_forward import event_dims
 from torchrl_o2o.objectives.networks import call_network, flat_parameters, single_output
@@ -50,7 +51,8 @@ class DensityRatioLoss(TransitionLoss):
         density_ratio_network: writes log w, for example :class:`~torchrl_o2o.modules.DensityRatio`.
 
     Keyword Args:
-        eps: constant inside the logarithms, see :func:`~torchrl_o2o.functional.js_derivative`. Defaults to 0.
+        eps: constant inside the logarithms, see :func:`~torchrl_o2o.functional.js_derivative`. Defaults to 0. A network
+            other than :class:`~torchrl_o2o.modules.DensityRatio` then writes log(w + eps).
         reduction: ``"mean"`` (default), ``"sum"`` or ``"none"`` over the batch.
 
     Examples:
@@ -96,6 +98,8 @@ class DensityRatioLoss(TransitionLoss):
         self.convert_to_functional(density_ratio_network, "density_ratio_network", create_target_params=False)
         check_number("eps", eps, least=0)
         self.eps = eps
+        net = getattr(density_ratio_network, "module", None)
+        self._network_eps = net.offset if isinstance(net, DensityRatioNet) else eps
 
     def _keys_read(self) -> list[NestedKey]:
         return [*self.density_ratio_network.in_keys, self.tensor_keys.is_offline]
@@ -118,19 +122,28 @@ class DensityRatioLoss(TransitionLoss):
         if None not in sources:
             return self._two_sources(*sources)
         log_ratio = self.log_ratio(tensordict)
+        inside = self._at_eps(log_ratio)
         offline = self._entry(tensordict, keys.is_offline).reshape(log_ratio.shape).to(log_ratio.dtype)
         online = 1.0 - offline
         of_offline, of_online = offline / offline.mean().clamp_min(1e-12), online / online.mean().clamp_min(1e-12)
-        rows = of_offline * js_conjugate(log_ratio, self.eps) - of_online * js_derivative(log_ratio, self.eps)
+        rows = of_offline * js_conjugate(inside, self.eps) - of_online * js_derivative(inside, self.eps)
         log_ratio = log_ratio.detach()
         means = {"offline": (of_offline * log_ratio).mean(), "online": (of_online * log_ratio).mean()}
         return self._reduce(rows), {f"log_ratio_{source}": mean for source, mean in means.items()}
 
     def _two_sources(self, offline: TensorDictBase, online: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         of_offline, of_online = self.log_ratio(offline), self.log_ratio(online)
-        loss = self._reduce(js_conjugate(of_offline, self.eps)) - self._reduce(js_derivative(of_online, self.eps))
+        conjugate = js_conjugate(self._at_eps(of_offline), self.eps)
+        derivative = js_derivative(self._at_eps(of_online), self.eps)
+        loss = self._reduce(conjugate) - self._reduce(derivative)
         info = {"log_ratio_offline": of_offline, "log_ratio_online": of_online}
         return loss, {name: value.detach().mean() for name, value in info.items()}
+
+    def _at_eps(self, log_ratio: Tensor) -> Tensor:
+        """log(w + eps) with the eps of this loss, which the network may lack, or add another one."""
+        if not self.eps or self.eps == self._network_eps:
+            return log_ratio
+        return (torch.relu(log_ratio.exp() - self._network_eps) + self.eps).log()
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
