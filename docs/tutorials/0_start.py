@@ -79,8 +79,8 @@ curves = {"RLPD, half of each batch from the data": learn(0.5), "the same withou
 # %%
 # Results
 # -------
-# In our run, RLPD reached the mean return of the data after 6 000 steps, while the learner without data had hardly
-# improved. After the demo's 12 000 steps, RLPD comes close to the best recorded episode.
+# In our run, RLPD approached the mean return of the data within 6 000 steps, while the learner without data had hardly
+# improved. The demo trains for 12 000 steps, after which RLPD comes close to the best recorded episode.
 import matplotlib.pyplot as plt
 
 figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")

@@ -10,7 +10,7 @@ You have an idea for a loss. This tutorial adds one to RLPD, trains it, and show
 # --------
 # The idea: RLPD whose actor also imitates the recorded actions of the batch. A loss has one method for each network.
 # Each method takes the batch and returns a scalar loss and a dictionary of metrics, so it is enough to override one of
-# them. ``_state`` and ``_action`` read the batch by the networks' keys, and ``_policy`` is pi(.|s). ``_reduce`` applies
+# them, and to name a new metric in ``out_keys``. ``_state`` and ``_action`` read the batch by the networks' keys, and ``_policy`` is pi(.|s). ``_reduce`` applies
 # the loss's ``reduction``, by default the mean over the rows.
 import torch
 from tensordict import TensorDictBase
@@ -23,6 +23,7 @@ from torchrl_o2o.objectives import EnsembleSACLoss
 class ImitatingSACLoss(EnsembleSACLoss):
     r"""RLPD with :math:`-c\,\log\pi(a|s)` of the recorded actions in the actor's loss."""
 
+    out_keys = [*EnsembleSACLoss.out_keys, "imitation"]
     imitation_coef = 0.1
 
     def actor_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
