@@ -9,9 +9,9 @@ You have an idea for a loss. This tutorial adds one to RLPD, trains it, and show
 # The loss
 # --------
 # The idea: RLPD whose actor also imitates the recorded actions of the batch. A loss has one method for each network.
-# Each method takes the batch and returns a scalar loss and a dictionary of metrics, so it is enough to override one of
-# them, and to name a new metric in ``out_keys``. ``_state`` and ``_action`` read the batch by the networks' keys, and ``_policy`` is pi(.|s). ``_reduce`` applies
-# the loss's ``reduction``, by default the mean over the rows.
+# Each method takes the batch and returns a scalar loss and a dictionary of metrics. It is enough to override one of
+# them, and to name a new metric in ``out_keys``. ``_state`` and ``_action`` read the batch by the networks' keys, and
+# ``_policy`` is pi(.|s). ``_reduce`` applies the loss's ``reduction``, by default the mean over the rows.
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
