@@ -35,6 +35,16 @@ def test_the_best_episodes_are_kept_and_the_worst_goes_first() -> None:
     assert replay.episodes[1]["action"].max() < 1.0
 
 
+def test_returns_beyond_a_type_are_scaled_first_or_refused() -> None:
+    replay, (observation, action) = TrajectoryReplay(return_scale=0.001), (torch.zeros(1000, 1), torch.zeros(1000, 2))
+    replay.append(observation, action, torch.full((1000,), 100.0, dtype=torch.float16))  # their sum is beyond float16
+    assert replay.episodes[0]["return_to_go"][[0, -1]].flatten().tolist() == pytest.approx([100.0, 0.1], rel=1e-3)
+    assert replay.episodes[0]["return_to_go"].dtype == torch.float16
+    with pytest.raises(O2OSpecError, match="all finite, including the sums of rewards"):
+        replay.append(observation, action, torch.full((1000,), 1e38))
+    assert len(replay.episodes) == 1
+
+
 def test_slices_of_all_trajectories_have_one_type() -> None:
     replay = TrajectoryReplay()
     for dtype in (torch.float32, torch.float64, torch.int64):

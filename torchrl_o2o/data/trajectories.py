@@ -38,6 +38,13 @@ def returns_to_go(reward: Tensor) -> Tensor:
     return reward.flip(0).cumsum(0).flip(0)
 
 
+def _scaled_returns(reward: Tensor, scale: float) -> Tensor:
+    """Scaled returns to go, [T, 1], in the rewards' type; their sums may be beyond it, as in float16."""
+    narrow = reward.is_floating_point() and reward.dtype.itemsize < 4
+    scaled = returns_to_go(reward.float() if narrow else reward).unsqueeze(-1) * scale
+    return scaled.to(reward.dtype) if narrow else scaled
+
+
 class TrajectoryReplay:
     """A ring of trajectories from which slices of equal length are drawn, with a uniform start.
 
@@ -87,10 +94,12 @@ class TrajectoryReplay:
             reward: shape [T].
 
         Raises:
-            O2OSpecError: if they differ in length, are not finite, or have other widths than the stored trajectories.
+            O2OSpecError: if they differ in length, they or the sums of rewards are not finite, or their widths are not
+                those of the stored trajectories.
         """
         same = reward.ndim == 1 and 0 < len(reward) == len(observation) == len(action)
-        if not same or not all(bool(each.isfinite().all()) for each in (observation, action, reward)):
+        to_go = _scaled_returns(reward.detach(), self.return_scale) if same else reward
+        if not same or not all(bool(each.isfinite().all()) for each in (observation, action, reward, to_go)):
             raise O2OSpecError(
                 f"got observations {list(observation.shape)}, actions {list(action.shape)} and rewards "
                 f"{list(reward.shape)}, expected [T, o], [T, A] and [T] with T at least 1, all finite, including the "
@@ -103,8 +112,7 @@ class TrajectoryReplay:
                 f"got observations {list(observation.shape)} and actions {list(action.shape)}, expected rows of "
                 f"{known} as in the stored trajectories; use data of one environment"
             )
-        observation, action, reward = observation.detach().clone(), action.detach(), reward.detach()
-        action, to_go = action.clamp(-1.0 + 1e-6, 1.0 - 1e-6), returns_to_go(reward).unsqueeze(-1) * self.return_scale
+        observation, action = observation.detach().clone(), action.detach().clamp(-1.0 + 1e-6, 1.0 - 1e-6)
         columns = {"observation": observation, "action": action, "return_to_go": to_go}
         if self.episodes:  # so that slices of any episodes have one dtype
             columns = {key: column.to(self.episodes[0][key].dtype) for key, column in columns.items()}
