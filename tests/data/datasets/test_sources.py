@@ -185,3 +185,11 @@ def test_pointers_of_git_and_web_pages_are_not_called_damaged(name: str, tmp_pat
         source.write_text("\n<!DOCTYPE html>\n<html><title>404 Not Found</title></html>\n")
         with pytest.raises(O2ODataError, match="is a web page, not the file itself; download it again"):
             load_offline(source, cache=False)
+
+
+def test_a_relative_path_to_nothing_is_told_with_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(O2ODataError, match=f"logs.npz does not exist in the working folder {tmp_path}; expected"):
+        load_offline("path:logs.npz")

@@ -148,7 +148,10 @@ def local_minari_ids() -> list[str]:
 
 def _read_path(path: Path, options: ReadOptions) -> RawDataset:
     if not path.exists():
-        raise O2ODataError(f"{path} does not exist; expected a file or a Minari or memory-mapped data set's folder.")
+        where = "" if path.is_absolute() else f" in the working folder {Path.cwd()}"  # which Hydra may have changed
+        raise O2ODataError(
+            f"{path} does not exist{where}; expected a file or a Minari or memory-mapped data set's folder."
+        )
     if is_mapped_folder(path):
         return read_mapped(open_mapped(path), str(path), options)
     if path.is_dir():
