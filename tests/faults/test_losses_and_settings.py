@@ -174,6 +174,8 @@ def test_case_b22_an_update_takes_more_than_eight_batch_sizes() -> None:
             "pool_multiplier", "warmup_updates", "context", "acting_context", "n_step", "num_stack")),
         ({"bc_steps": -1}, "got bc_steps=-1, expected a whole number of at least 0"),
         ({"value_estimator": {"gamma": -0.1}}, r"got value_estimator\.gamma=-0\.1"),
+        ({"seed": "3"}, r"got seed=3, expected a whole number .* and not the text '3'; .* 'seed=\"\$\{oc\.decode:"),
+        ({"optim": {"lr": "1e-3"}}, r"got optim\.lr=1e-3, expected a number from 0 to 1 and not the text '1e-3'"),
     ],
 )  # fmt: skip
 def test_case_b16_sections_and_rates_that_are_none(settings: dict, told: str) -> None:
@@ -221,6 +223,17 @@ def test_case_b16_an_argument_that_nothing_takes_is_named() -> None:
     assert str(not_taken(error, ["+loss.alpa=1.0"])).startswith("got loss.alpa, which is not an argument of AWACLoss")
     assert not_taken(error, ["seed=1"]) is None
     assert not_taken(TypeError("'int' object is not iterable"), ["+loss.alpa=1.0"]) is None
+
+
+def test_a_setting_that_was_removed_although_it_is_needed_is_told() -> None:
+    def Pretraining(*, num_steps: int, batch_size: int) -> None: ...  # named like what scripts build
+
+    with pytest.raises(TypeError) as caught:
+        Pretraining(num_steps=1)  # type: ignore[call-arg]
+    told = str(not_taken(caught.value, ["seed=1", "~optim.batch", "~offline.batch_size"]))
+    assert told.startswith("got ~offline.batch_size, but")
+    assert "Pretraining needs batch_size" in told
+    assert not_taken(caught.value, ["offline.batch_size=1"]) is None
 
 
 @pytest.mark.parametrize(

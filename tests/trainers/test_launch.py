@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from omegaconf import OmegaConf, open_dict
 
 from torchrl_o2o.data import Convention
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
-from torchrl_o2o.scripts import script_config
+from torchrl_o2o.scripts import find_script, script_config
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers import Problem, RunOptions
 from torchrl_o2o.trainers.algorithms import make_awac
@@ -121,6 +124,20 @@ def test_references_to_nothing_and_sections_that_are_null_are_told_without_a_tra
     cfg = script_config("awac", ["preset=cpu", "compile=false", "value_estimator=null"])
     with pytest.raises(SystemExit, match=r"O2OSpecError: got None in the place of a section of settings"):
         launch(cfg, lambda cfg: make_awac(cfg, (3, 2)))
+
+
+def test_a_word_of_the_command_line_that_refers_to_itself_is_told_without_a_traceback() -> None:
+    before, word = Singleton.get_state(), "run_dir=runs/${hydra:job.override_dirname}"
+    with initialize_config_dir(str(find_script("awac").parent), version_base="1.3"):
+        cfg = compose("config", ["preset=cpu", word], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]  # as in a script
+    try:
+        with pytest.raises(SystemExit, match=r"got settings that cannot be read: .*run_dir=runs/\$\{hydra:job"):
+            launch(cfg, lambda cfg: None)
+    finally:
+        Singleton.set_state(before)
 
 
 def test_options_are_checked_when_they_are_made() -> None:

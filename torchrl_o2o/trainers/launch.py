@@ -13,7 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -452,10 +452,12 @@ def launch(
 
 
 def _words() -> Sequence[str]:
-    """The overrides of the configuration on the command line."""
+    """The overrides of the configuration on the command line, as they were written: references are not followed."""
     from hydra.core.hydra_config import HydraConfig
 
-    return HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    if not HydraConfig.initialized():
+        return ()
+    return cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))
 
 
 def _not_added_to(cfg: DictConfig) -> DictConfig:

@@ -96,6 +96,7 @@ _SECTIONS = (
     "optim",
 )
 #: Python's error message for an unknown argument.
+_MISSING = re.compile(r"(?P<function>\S+)\(\) missing \d+ required [a-z -]*arguments?: (?P<arguments>.*)")
 _UNEXPECTED = re.compile(r"(?P<function>[\w.]+)\(\) got an unexpected keyword argument '(?P<argument>\w+)'")
 #: Settings that must be from 0 to 1 in any section; no method has a learning rate above 1.
 _SHARES = ("lr", "actor_lr", "qvalue_lr", "tau", "gamma", "gamma_online", "cooling_floor")
@@ -187,7 +188,9 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
         if value is None and name in _MAY_BE_NULL:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise O2OSpecError(f"got {name}={value}, expected a whole number of at least {least}")
+            raise O2OSpecError(
+                f"got {name}={value}, expected a whole number of at least {least}{_no_text(name, value)}"
+            )
     for name in _SWITCHES:
         switch = OmegaConf.select(cfg, name, default=True)
         if not isinstance(switch, bool):
@@ -265,7 +268,7 @@ def check_added(cfg: DictConfig, words: Sequence[str], base: DictConfig, *, opti
 
 
 def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
-    """If an error is about an unknown argument, explain which setting of the command line caused it.
+    """If an error is about an unknown or missing argument, explain which setting of the command line caused it.
 
     Args:
         error: raised while a script built something.
@@ -279,6 +282,10 @@ def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
         'got loss.bta, which is not an argument of Loss; leave it out, or find the right name in the documentation of
         Loss'
     """
+    if missing := _MISSING.search(str(error)):
+        removed = [word for word in words if word[:1] == "~" and f"'{_last_name(word)}'" in missing["arguments"]]
+        taker = missing["function"].removesuffix(".__init__")
+        return f"got {removed[0]}, but {taker} needs {_last_name(removed[0])}; leave that word out" if removed else None
     found = _UNEXPECTED.search(str(error))
     names = [word.lstrip("+").partition("=")[0] for word in words]
     guilty = [name for name in names if found and name.rpartition(".")[2] == found["argument"]]
@@ -289,6 +296,11 @@ def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
         f"got {guilty[0]}, which is not an argument of {taker}; leave it out, or find the right name in the "
         f"documentation of {taker}"
     )
+
+
+def _last_name(word: str) -> str:
+    """The last name in a word of the command line: ``b`` of ``~a.b=1``."""
+    return word.lstrip("+~").partition("=")[0].rpartition(".")[2]
 
 
 def check_arguments(
@@ -342,11 +354,11 @@ def check_ranges(cfg: DictConfig) -> None:
         if last in _SHARES:
             value = OmegaConf.select(cfg, name)
             if not _is_number(value) or not 0 <= value <= 1:
-                raise O2OSpecError(f"got {name}={value}, expected a number from 0 to 1")
+                raise O2OSpecError(f"got {name}={value}, expected a number from 0 to 1{_no_text(name, value)}")
         elif last == "target_entropy_per_dim":
             value = OmegaConf.select(cfg, name)
             if not _is_number(value) or not abs(value) < float("inf"):
-                raise O2OSpecError(f"got {name}={value}, expected a finite number")
+                raise O2OSpecError(f"got {name}={value}, expected a finite number{_no_text(name, value)}")
         elif optimizes and last in _OPTIM_SWITCHES:
             value = OmegaConf.select(cfg, name)
             if not (value is None or isinstance(value, bool)):
@@ -363,7 +375,7 @@ def check_ranges(cfg: DictConfig) -> None:
         elif (optimizes and last in _NOT_NEGATIVE) or last in _SIZES:
             value = OmegaConf.select(cfg, name)
             if not _is_number(value) or not 0 <= value < float("inf"):
-                raise O2OSpecError(f"got {name}={value}, expected a finite number of at least 0")
+                raise O2OSpecError(f"got {name}={value}, expected a finite number of at least 0{_no_text(name, value)}")
         elif optimizes and last == "betas":
             betas = plain(OmegaConf.create({last: OmegaConf.select(cfg, name)}))[last]
             if not isinstance(betas, list) or len(betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in betas):
@@ -384,6 +396,16 @@ def _check_order(cfg: DictConfig, section: str, last: str) -> None:
                 f"got {names[0]}={least} and {names[1]}={most}, expected {low} of at most {high}; lower {names[0]} or "
                 f"raise {names[1]} (the defaults of {constructor.__name__} are {defaults[0]} and {defaults[1]})"
             )
+
+
+def _no_text(name: str, value: Any) -> str:
+    """What to add to an error about a text of digits, which looks like the number that it should be."""
+    try:
+        float(value if isinstance(value, str) else "")
+    except ValueError:
+        return ""
+    decoded = f"'{name}=\"${{oc.decode:${{oc.env:NAME}}}}\"'"
+    return f" and not the text {value!r}; write it without quotes, and that of an environment variable as {decoded}"
 
 
 def _is_number(value: Any) -> bool:
