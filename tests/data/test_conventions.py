@@ -27,6 +27,7 @@ from torchrl_o2o.deploy import load_policy, save_policy
 from torchrl_o2o.envs.make import make_gym_env
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.modules import make_gaussian_actor
+from torchrl_o2o.scripts import script_config
 from torchrl_o2o.testing import DelayedRewardEnv, probe_transitions, random_transitions
 from torchrl_o2o.trainers.evaluation import evaluate
 
@@ -190,3 +191,29 @@ def test_observations_are_standardized_once(tmp_path: Path) -> None:
             act()
     bare = evaluate(loaded, lambda: make_gym_env("Pendulum-v1", max_episode_steps=5), num_episodes=2, seed=0)
     np.testing.assert_allclose(bare.returns, evaluate(trained, build, num_episodes=2, seed=0).returns, rtol=1e-4)
+
+
+def test_ignored_terminations_are_truncations_offline_and_online_and_in_saved_conventions() -> None:
+    rows = recorded(2)
+    rows["next", "terminated"] = torch.tensor([False, True, False, False])[:, None]
+    rows["next", "truncated"] = torch.tensor([False, False, False, True])[:, None]
+    fitted = Convention(ignore_termination=True).fit(rows)
+    for seen in (fitted.data(rows), fitted.online(rows)):
+        assert not seen["next", "terminated"].any()
+        assert seen["next", "truncated"].flatten().tolist() == [False, True, False, True]
+        assert torch.equal(seen["next", "done"], rows["next", "done"])
+    assert rows["next", "terminated"].any()
+    assert FittedConvention.from_state_dict(load(dump("convention", fitted.state_dict()))) == fitted
+    assert not fitted.same_as(Convention().fit(rows))
+    older = {name: value for name, value in fitted.state_dict().items() if name != "ignore_termination"}
+    assert not FittedConvention.from_state_dict(older).ignore_termination
+
+
+def test_authors_of_awac_ignore_terminations_on_hands_only() -> None:
+    ignored = {
+        reference: script_config("awac", ["task=adroit-pen", f"reference={reference}"]).convention.get(
+            "ignore_termination", False
+        )
+        for reference in ("authors_hand", "authors_mujoco", "jaxrl", "corl")
+    }
+    assert ignored == {"authors_hand": True, "authors_mujoco": False, "jaxrl": False, "corl": False}

@@ -44,6 +44,8 @@ class Convention:
         normalize_observations: whether observations are standardized by the data's statistics (CORL). Defaults to
             ``False``.
         observation_eps: added to their standard deviations. Defaults to 1e-3 (CORL); ODT's is 1e-6.
+        ignore_termination: whether values are learned as if no episode terminated: ``terminated`` becomes ``False``,
+            and such an end counts as ``truncated`` (AWAC's authors on hands). Defaults to ``False``.
 
     Examples:
         >>> Convention(reward_scale=10.0, reward_shift=-5.0)
@@ -55,6 +57,7 @@ class Convention:
     scale_by_returns: bool = False
     normalize_observations: bool = False
     observation_eps: float = 1e-3
+    ignore_termination: bool = False
 
     def __post_init__(self) -> None:
         """Raise for factors that would erase rewards or change their sign."""
@@ -83,7 +86,8 @@ class Convention:
         _refuse_applied(offline)
         spread = locomotion_reward(offline).scale if self.scale_by_returns else 1.0
         stats = ObservationStats.of(offline, eps=self.observation_eps) if self.normalize_observations else None
-        return FittedConvention(AffineReward(self.reward_scale * spread, self.reward_shift), stats)
+        reward = AffineReward(self.reward_scale * spread, self.reward_shift)
+        return FittedConvention(reward, stats, ignore_termination=self.ignore_termination)
 
 
 Convention.__init__ = renamed_arguments(normalise_observations="normalize_observations")(Convention.__init__)
@@ -99,6 +103,7 @@ class FittedConvention:
     Args:
         reward: the reward's transform.
         observation: the statistics for standardization; ``None`` leaves observations unchanged.
+        ignore_termination: see :class:`Convention`. Defaults to ``False``.
 
     Examples:
         >>> fitted = FittedConvention(AffineReward(shift=-1.0), None)
@@ -108,6 +113,7 @@ class FittedConvention:
 
     reward: AffineReward
     observation: ObservationStats | None
+    ignore_termination: bool = False
 
     def data(self, offline: TensorDictBase) -> TensorDictBase:
         """Transform recorded transitions [N]; the input is not modified.
@@ -120,13 +126,17 @@ class FittedConvention:
         return data if self.observation is None else self.observation(data)
 
     def online(self, transition: TensorDictBase) -> TensorDictBase:
-        """Transform transitions collected in :meth:`env`: only rewards, as observations are already standardized.
+        """Transform transitions collected in :meth:`env`, whose observations are already standardized.
 
         Raises:
             O2ODataError: if a convention was already applied to them.
         """
         _refuse_applied(transition)
         data = self.reward(transition)
+        if self.ignore_termination:
+            terminated = data.get(("next", "terminated"))
+            data.set(("next", "truncated"), data.get(("next", "truncated")) | terminated)
+            data.set(("next", "terminated"), torch.zeros_like(terminated))
         reward = data.get(("next", "reward"))
         return data.set(CONVENTION_APPLIED, reward.new_ones(data.batch_size, dtype=torch.bool))
 
@@ -145,14 +155,19 @@ class FittedConvention:
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors, for a checkpoint or a policy file."""
         observation = None if self.observation is None else self.observation.state_dict()
-        return {"reward": asdict(self.reward), "observation": observation}
+        return {
+            "reward": asdict(self.reward),
+            "observation": observation,
+            "ignore_termination": self.ignore_termination,
+        }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> FittedConvention:
-        """Rebuild from :meth:`state_dict`."""
+        """Rebuild from :meth:`state_dict`; states from before ``ignore_termination`` existed never ignored it."""
         observation = state["observation"]
         stats = None if observation is None else ObservationStats.from_state_dict(observation)
-        return cls(AffineReward(**state["reward"]), stats)
+        ignored = bool(state.get("ignore_termination", False))
+        return cls(AffineReward(**state["reward"]), stats, ignore_termination=ignored)
 
     def same_as(self, other: FittedConvention) -> bool:
         """Whether two give the same numbers.
@@ -163,7 +178,9 @@ class FittedConvention:
             (True, False)
         """
         mine, theirs = self.observation, other.observation
-        if self.reward != other.reward or (mine is None) != (theirs is None):
+        if (self.reward, self.ignore_termination) != (other.reward, other.ignore_termination):
+            return False
+        if (mine is None) != (theirs is None):
             return False
         return (
             mine is None
