@@ -89,7 +89,10 @@ def test_the_table_agrees_on_hands(script: str) -> None:
             Convention(reward_shift=-1.0),
         ),
         (("awac", "task=adroit-pen-dense", "reference=authors_mujoco"), Convention()),
-        (("awac", "task=adroit-pen", "reference=authors_hand"), Convention(0.0990099, -0.990099, ignore_termination=True)),
+        (
+            ("awac", "task=adroit-pen", "reference=authors_hand"),
+            Convention(0.0990099, -0.990099, ignore_termination=True),
+        ),
         (("iql", "task=adroit-pen", "reference=corl"), Convention(0.0990099, -0.990099, normalize_observations=True)),
         (("iql", "task=adroit-pen-dense", "reference=corl"), Convention(normalize_observations=True)),
         (("iql", "convention={reward_shift: -1.0}"), Convention(reward_shift=-1.0, scale_by_returns=True)),
