@@ -95,7 +95,7 @@ _SECTIONS = (
     "env_guard",
     "optim",
 )
-#: Python's error message for an unknown argument.
+#: Python's error messages for a missing and for an unknown argument.
 _MISSING = re.compile(r"(?P<function>\S+)\(\) missing \d+ required [a-z -]*arguments?: (?P<arguments>.*)")
 _UNEXPECTED = re.compile(r"(?P<function>[\w.]+)\(\) got an unexpected keyword argument '(?P<argument>\w+)'")
 #: Settings that must be from 0 to 1 in any section; no method has a learning rate above 1.
