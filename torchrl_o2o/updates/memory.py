@@ -19,8 +19,8 @@ _LOG = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # the numbers of <malloc.h>
 # The largest block that glibc lets come from the heap on 64-bit systems. Larger ones always go back to the system.
 _LARGEST_BLOCK = 32
-# What users set to choose for themselves.
-_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
+# What users set to choose for themselves, as MALLOC_<name>_ or in GLIBC_TUNABLES as glibc.malloc.<name in small letters>.
+_CHOICES = ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "MMAP_MAX", "TOP_PAD")
 
 
 def keep_freed_memory(mebibytes: int = 256) -> bool:
@@ -33,7 +33,8 @@ def keep_freed_memory(mebibytes: int = 256) -> bool:
 
     The setting holds for the whole process and cannot be taken back. It is made only where it is known to work: with
     glibc (Linux), and unless the environment already sets one of ``MALLOC_TRIM_THRESHOLD_``,
-    ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_MMAP_MAX_`` and ``MALLOC_TOP_PAD_``. The log says when it is not made.
+    ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_MMAP_MAX_`` and ``MALLOC_TOP_PAD_``, or the same in ``GLIBC_TUNABLES``. The log
+    says when it is not made.
 
     Args:
         mebibytes: how much freed memory the process keeps at most at the end of its heap, in MiB. Blocks above 32 MiB
@@ -51,7 +52,7 @@ def keep_freed_memory(mebibytes: int = 256) -> bool:
     """
     if not 1 <= mebibytes <= 2047:
         raise O2OSpecError(f"got {mebibytes=}, expected 1 to 2047 MiB, for example 256")
-    if chosen := [name for name in _VARIABLES if name in os.environ]:
+    if chosen := _chosen():
         _LOG.info("the environment sets %s, so freed memory is kept or returned as that says", ", ".join(chosen))
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -61,3 +62,11 @@ def keep_freed_memory(mebibytes: int = 256) -> bool:
     # Both, because setting either one stops glibc from adapting the other to the sizes that it sees.
     kept = mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK << 20) and mallopt(_M_TRIM_THRESHOLD, mebibytes << 20)
     return bool(kept)
+
+
+def _chosen() -> list[str]:
+    """The variables of the environment by which the user has chosen."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    found = [f"MALLOC_{name}_" for name in _CHOICES if f"MALLOC_{name}_" in os.environ]
+    by_tunables = any(f"glibc.malloc.{name.lower()}=" in tunables for name in _CHOICES)
+    return [*found, "GLIBC_TUNABLES"] if by_tunables else found
