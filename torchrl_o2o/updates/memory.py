@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # the numbers of <malloc.h>
 # The largest block that glibc lets come from the heap on 64-bit systems. Larger ones always go back to the system.
 _LARGEST_BLOCK = 32
-# What users set to choose for themselves, as MALLOC_<name>_ or in GLIBC_TUNABLES as glibc.malloc.<name in small letters>.
+# What users set to choose for themselves: MALLOC_<name>_, or the same in small letters in GLIBC_TUNABLES.
 _CHOICES = ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "MMAP_MAX", "TOP_PAD")
 
 
