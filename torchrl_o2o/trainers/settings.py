@@ -288,7 +288,7 @@ def not_taken(error: TypeError, words: Sequence[str]) -> str | None:
         return f"got {removed[0]}, but {taker} needs {_last_name(removed[0])}; leave that word out" if removed else None
     found = _UNEXPECTED.search(str(error))
     names = [word.lstrip("+").partition("=")[0] for word in words]
-    guilty = [name for name in names if found and name.rpartition(".")[2] == found["argument"]]
+    guilty = [name for name in names if found and _last_name(name) == found["argument"]]
     if found is None or not guilty:
         return None
     taker = found["function"].removesuffix(".__init__")

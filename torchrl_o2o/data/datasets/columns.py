@@ -88,7 +88,7 @@ def find_columns(
         origin: what to call the source in an error.
 
     Raises:
-        O2ODataError: if arrays are missing, are not one row per step, or do not fit together.
+        O2ODataError: if arrays are missing, are not one row per step, do not fit together, or are of a closed file.
         O2OSpecError: if ``names`` has unknown roles.
 
     Examples:
@@ -99,6 +99,7 @@ def find_columns(
         >>> sorted(found.arrays), found.unread
         (['actions', 'observations', 'rewards'], ('qpos',))
     """
+    _refuse_closed(source)
     names = dict(names or {})
     roles = _roles(source, names, origin)
     nothing = [name for name in roles.values() if source[name] is None]
@@ -141,6 +142,15 @@ def find_columns(
         "reward are left out, and its is_terminal is that of the transition before."
     )
     return Columns(arrays, said, tuple(unread), marks, (Finding("rlds", "note", message),))
+
+
+def _refuse_closed(source: Mapping[str, Any]) -> None:
+    """Raise for arrays of a file that was opened and closed, such as h5py's groups after their ``with`` block."""
+    if source.zip is None if isinstance(source, np.lib.npyio.NpzFile) else hasattr(source, "id") and not source:
+        raise O2ODataError(
+            f"got a {type(source).__name__} whose file is closed, expected an open one; load it within the `with` "
+            "block that opens it, or give the file's path"
+        )
 
 
 def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> dict[str, str]:

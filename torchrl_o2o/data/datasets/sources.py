@@ -78,23 +78,11 @@ def read_source(source: Source, options: ReadOptions) -> RawDataset:
     if isinstance(source, TensorDictBase) and is_mapped(source):
         return read_mapped(source, "the TensorDict", options)
     if isinstance(source, Mapping | Sequence | TensorDictBase):
-        _refuse_closed(source)
         return read_arrays(source, options)
     raise O2ODataError(
         f"a {type(source).__name__} is not a source; expected a name, a pathlib.Path, a dictionary of arrays, "
         f"a list of episodes or a TensorDict.{_advice(source)}"
     )
-
-
-def _refuse_closed(source: object) -> None:
-    """Raise for arrays of a file that was opened and closed, such as h5py's groups after their ``with`` block."""
-    for each in source if isinstance(source, Sequence) else [source]:
-        closed = each.zip is None if isinstance(each, np.lib.npyio.NpzFile) else hasattr(each, "id") and not each
-        if closed and isinstance(each, Mapping):
-            raise O2ODataError(
-                f"got a {type(each).__name__} whose file is closed, expected an open one; load it within the `with` "
-                "block that opens it, or give the file's path"
-            )
 
 
 def _advice(source: object) -> str:

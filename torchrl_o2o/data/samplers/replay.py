@@ -157,10 +157,9 @@ class BalancedReplaySampler(StoredPrioritySampler):
         self._tree.update(index, priority)
         self.max_priority = max(self.max_priority, float(priority.max()))
 
-    def _restart(self, index: Tensor) -> None:
+    def _restart(self, index: Tensor, priority: Tensor) -> None:
         # The buffer's own writer may write the offline rows too. They do not count for the maximum of the online rows.
-        first = torch.full(index.shape, self.max_priority, dtype=self._tree.dtype)
-        self._tree.update(index, first.masked_fill(index < self.num_offline, 1.0))
+        self._tree.update(index, priority.masked_fill(index < self.num_offline, 1.0))
 
     def _empty(self) -> None:
         super()._empty()

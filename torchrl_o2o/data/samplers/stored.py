@@ -152,13 +152,13 @@ class StoredPrioritySampler(DrawingSampler):
         """
         if storage is not None:
             self._meet(storage)
-        rows, _ = self._pairs(index, self.default_priority)
+        rows, priorities = self._pairs(index, self.default_priority)
         if len(rows):  # writers may be given no rows
-            self._restart(rows)
+            self._restart(rows, priorities)
 
-    def _restart(self, index: Tensor) -> None:
-        """Give rows that were just written their first priority; a row may occur twice."""
-        self._store(index, torch.full(index.shape, self.default_priority, dtype=self._tree.dtype))
+    def _restart(self, index: Tensor, priority: Tensor) -> None:
+        """Store the first priorities of rows that were just written, both of shape [n]; a row may occur twice."""
+        self._store(index, priority)
 
     def _meet(self, storage: Storage) -> None:
         size = len(rows_of(storage))
