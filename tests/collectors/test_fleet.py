@@ -76,6 +76,7 @@ def test_batches_are_taken_apart_and_the_end_is_exact():
         rows = endless(number, attempt)
         while True:
             yield torch.cat([next(rows) for _ in range(7)])
+            yield row(number, 0)[:0]  # an actor may send none
 
     assert torch.equal(collect(scripted(batches))["observation"][:, 2], torch.arange(30.0))
 
@@ -125,6 +126,8 @@ def faulty(which: str) -> TensorDict:
         bad["policy_version"] = torch.tensor([[5]])
     elif which == "stale":
         bad["policy_version"] = torch.tensor([[-4]])
+    elif which == "steps":
+        bad["steps_to_next_obs"] = torch.tensor([3])
     elif which == "shape":
         bad["observation"] = torch.zeros(1, 4)
     elif which == "version":
@@ -139,6 +142,7 @@ SENTENCES = {
     "stale": "its policy was 4 versions old, expected at most 3",
 }
 FINAL = {
+    "steps": r"its transitions have 'steps_to_next_obs', expected single steps; sum them in the learner's",
     "shape": r"'observation' has shape \[4\] in place of \[3\]; give it the learner's task",
     "version": "its torchrl_o2o is 0.0.1, expected .*; install the same version everywhere",
 }

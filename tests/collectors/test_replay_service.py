@@ -52,12 +52,18 @@ def test_what_a_guard_rejected_is_left_out():
     buffer = served()
     buffer.extend(rows)
     assert buffer[NUM_OFFLINE:]["observation"][:, 2].tolist() == [0.0, 2.0]
+    assert buffer.extend(rows[:0]).tolist() == [], "an actor may send none"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
         (("next", "reward"), torch.tensor([[float("nan")]]), r"\('next', 'reward'\) .* not finite, .*; put its env"),
+        (
+            "steps_to_next_obs",
+            torch.tensor([3]),
+            r"'steps_to_next_obs' is not stored.*apply n_step\(",
+        ),
         ("observation", torch.zeros(1, 4), r"'observation' has shape \[4\] in place of \[3\]"),
         ("package_version", torch.tensor([[*b"0.0.1", 0]], dtype=torch.uint8), "actor with torchrl_o2o 0.0.1"),
     ],

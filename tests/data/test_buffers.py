@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.data.replay_buffers.samplers import RandomSampler
 
 from tests import golden_vectors as golden
-from torchrl_o2o.data import TRANSITION, n_step, offline_online_storage
+from torchrl_o2o.data import TRANSITION, ChunkSampler, n_step, offline_online_storage
 from torchrl_o2o.data.buffers import starting_buffer, top_episodes
 from torchrl_o2o.data.transforms import add_mc_return, episode_returns
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
@@ -77,6 +78,19 @@ class TestData:
         rows = n_step(toy_dataset(), n=2, gamma=0.9)
         buffer = starting_buffer(rows, 10, data="all")
         assert torch.equal(buffer.storage[:]["steps_to_next_obs"], rows["steps_to_next_obs"])
+
+    @pytest.mark.parametrize("data", ["all", "top"])
+    def test_no_chunk_leads_from_an_unfinished_offline_episode_into_online_rows(self, data: Any) -> None:
+        """The first rows of a data set end in the middle of an episode, which no flag says."""
+        offline = toy_dataset()[:3]
+        assert not offline["next", "done"].any()
+        buffer = starting_buffer(offline, 10, data=data, **({"num_top_episodes": 1} if data == "top" else {}))
+        chunks = ChunkSampler(RandomSampler(), 3, gamma=0.9)
+        buffer.set_sampler(chunks)
+        buffer.extend(double_transitions(6).select(*TRANSITION))
+        valid = chunks.chunks(buffer.storage, torch.arange(3))["valid"]
+        assert valid.tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
+        assert not offline["next", "done"].any(), "the data stay as they are"
 
     def test_top_buffer_is_filled_best_last_and_symmetric_keeps_its_fraction(self) -> None:
         data = toy_dataset()

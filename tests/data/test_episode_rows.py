@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from torchrl_o2o.data import EpisodeRows, n_step
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions
 
 
@@ -65,6 +65,26 @@ def test_a_cut_ends_an_episode_and_state_is_kept() -> None:
 def test_one_transition_at_a_time(wrong: TensorDict) -> None:
     with pytest.raises(O2OSpecError, match=r"expected \[1\]; add one at a time"):
         EpisodeRows(2, 0.9).add(wrong)
+
+
+def test_rows_over_several_steps_are_refused() -> None:
+    """Their number of steps would be lost, and so the discount."""
+    row = random_transitions(1, 1, 1).set("steps_to_next_obs", torch.tensor([3]))
+    with pytest.raises(O2ODataError, match="the transitions have 'steps_to_next_obs'"):
+        EpisodeRows(2, 0.9).add(row)
+
+
+def test_observations_may_have_other_names() -> None:
+    rows = stream([2, 6], 2)[:3]
+    expected = n_step(rows.copy().set("episode", torch.zeros(3, dtype=torch.long)), n=2, gamma=0.9)
+    for each in (rows, expected):
+        each["pixels"], each["next", "pixels"] = each["observation"] + 1, each["next", "observation"] + 1
+        each.rename_key_("observation", "state").rename_key_(("next", "observation"), ("next", "state"))
+    rows["next", "step_count"] = torch.arange(3)
+    keeper = EpisodeRows(2, 0.9)
+    found = [keeper.add(row) for row in rows.split(1)][-1]
+    assert same(found, expected)
+    assert ("next", "step_count") not in found.keys(True, True)
 
 
 def test_what_was_added_is_a_copy() -> None:

@@ -89,6 +89,20 @@ def test_rows_without_the_entry_are_stored_as_they_are():
     buffer = buffer_with_reserved_slots()
     insert_intervened(buffer, random_transitions(3, 3, 1))
     assert (buffer.writer.total_written, buffer.writer.offline_written) == (3, 0)
+    assert insert_intervened(buffer, rows(0.5)[:0]).tolist() == [], "a fleet may deliver none"
+
+
+@pytest.mark.parametrize("data", [rows(0.5), random_transitions(1, 3, 1)])
+def test_rows_over_several_steps_keep_their_number_of_steps(data: TensorDict):
+    data = data.clone().set("steps_to_next_obs", torch.tensor([3]))
+    with pytest.raises(O2OSpecError, match="'steps_to_next_obs' is not stored"):
+        insert_intervened(buffer_with_reserved_slots(), data)
+    offline = reserve_slots(OFFLINE.copy().set("steps_to_next_obs", torch.full((10,), 2)), RESERVED)
+    storage = offline_online_storage(offline, 20)
+    writer = OnlineWriter(len(offline), num_reserved=RESERVED)
+    buffer = TensorDictReplayBuffer(storage=storage, writer=writer, batch_size=8)
+    slots = insert_intervened(buffer, data)
+    assert buffer.storage[slots]["steps_to_next_obs"].tolist() == [3]
 
 
 @pytest.mark.parametrize(

@@ -364,6 +364,15 @@ def test_rows_over_several_steps_among_one_step_rows_are_refused() -> None:
         n_step_buffer(n_step_rows(20)).extend(random_transitions(10, 3, 1))
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_rows_over_a_single_step_are_stored_among_those_over_several(number: int) -> None:
+    """Such are the rows of an episode of one step, and rows whose steps were set to ones."""
+    buffer = n_step_buffer(n_step_rows(20))
+    rows = random_transitions(number, 3, 1).set("steps_to_next_obs", torch.ones(number, dtype=torch.long))
+    slots = buffer.extend(rows)
+    assert buffer.storage[slots]["steps_to_next_obs"].tolist() == [1] * number
+
+
 def test_multisteps_terminals_are_refused_and_the_rest_of_it_is_taken() -> None:
     data = random_transitions(9, 3, 1)
     for name in ("terminated", "truncated", "done"):

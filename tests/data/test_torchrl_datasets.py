@@ -22,6 +22,7 @@ from torchrl.objectives import LossModule
 
 from torchrl_o2o import data, objectives
 from torchrl_o2o.data import TRANSITION, load_offline, offline_replay_buffer, register_with_torchrl
+from torchrl_o2o.data.torchrl_datasets import select_transition
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.objectives import EnsembleSACLoss
 from torchrl_o2o.testing import random_transitions
@@ -50,6 +51,12 @@ def test_torchrl_loads_it_by_a_string(source: str) -> None:
     register_with_torchrl()
     register_with_torchrl()
     assert len(load_dataset(f"o2o:{source}", batch_size=8)) == 40
+
+
+def test_rows_over_several_steps_keep_their_number_of_steps() -> None:
+    rows = random_transitions(4, 3, 2).set("steps_to_next_obs", torch.tensor([3, 3, 2, 1]))
+    rows["log_prob"] = torch.ones(4)
+    assert set(select_transition(rows).keys(True, True)) == {*TRANSITION, "steps_to_next_obs"}
 
 
 def test_torchrls_offline_to_online_buffer_takes_it(source: str) -> None:

@@ -77,6 +77,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         replay.load(rows().exclude("episode"))
     with pytest.raises(O2ODataError, match="n_step last"):
         replay.load(rows().set("steps_to_next_obs", torch.ones(12)))
+    with pytest.raises(O2ODataError, match="got no transitions, expected at least one episode"):
+        replay.load(rows()[:0])
 
 
 def test_a_state_holds_what_was_appended_and_fits_its_data_alone() -> None:

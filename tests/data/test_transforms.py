@@ -22,6 +22,8 @@ from torchrl_o2o.data.transforms import (
     AffineReward,
     ObservationStats,
     add_mc_return,
+    add_next_action,
+    end_at_success,
     episode_returns,
     locomotion_reward,
     mc_return,
@@ -188,6 +190,25 @@ def test_inputs_stay_as_they_are() -> None:
     add_mc_return(data, gamma=0.9)
     assert (data == before).all()
     assert "mc_return" not in data
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        functools.partial(n_step, n=3, gamma=0.5),
+        add_next_action,
+        lambda data: end_at_success(data, torch.arange(6) % 3 == 1),
+        lambda data: add_mc_return(data, gamma=0.5),
+        AffineReward(2.0, 1.0),
+    ],
+)
+def test_a_lazy_stack_of_rows_gives_the_same_and_stays_as_it_is(function: Callable[[TensorDict], TensorDict]) -> None:
+    """Rows that are taken from a lazy stack are the stack's own, so that writing into them would change the input."""
+    data = steps_of_two_episodes()
+    stacked = TensorDict.lazy_stack(list(data.clone()))
+    expected, found = function(data), function(stacked).contiguous()
+    torch.testing.assert_close(found.to_dict(), expected.to_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(stacked.contiguous().to_dict(), data.to_dict(), rtol=0, atol=0)
 
 
 def test_statistics_survive_a_checkpoint() -> None:

@@ -24,7 +24,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.actors import Actors, TransitionStream
 from torchrl_o2o.collectors.received_rows import POLICY_VERSION, not_finite, version_of
 from torchrl_o2o.data.interventions import INTERVENED
-from torchrl_o2o.data.keys import TRANSITION, cut_off_
+from torchrl_o2o.data.keys import STEPS, TRANSITION, cut_off_, has_steps
 from torchrl_o2o.data.writers import row_differences
 from torchrl_o2o.envs.outputs import EnvFaultError
 from torchrl_o2o.errors import O2OSpecError, check_count, check_state
@@ -54,9 +54,10 @@ class Fleet:
     Transitions with more than ``max_staleness`` are not delivered.
 
     **Some rows are not delivered**, and are counted by reason in :attr:`refused`: rows of another version of this
-    package, or of other entries, shapes or types (both end that actor permanently, because its later rows would be the
-    same); rows that are not finite; rows of a policy that was never published; rows that are too old; and rows rejected
-    by a :class:`~torchrl_o2o.envs.GuardedEnv`. Each reason is a warning the first time.
+    package, rows over several steps, and rows of other entries, shapes or types (all three end that actor permanently,
+    because its later rows would be the same); rows that are not finite; rows of a policy that was never published; rows
+    that are too old; and rows rejected by a :class:`~torchrl_o2o.envs.GuardedEnv`. Each reason is a warning the first
+    time.
 
     **An actor that dies** is restarted with a new episode, at most ``max_restarts`` times in a row without a
     transition; after that it stays off. Delivered rows are kept exactly once. The last row of an interrupted episode is
@@ -332,6 +333,8 @@ class Fleet:
 
     def _accept(self, number: int, data: TensorDictBase) -> list[TensorDictBase]:
         """Rows of an actor that can be delivered now. The last row waits for the next, unless it ends an episode."""
+        if not data.batch_size.numel():
+            return []
         data = data.reshape(-1)
         if (fault := self._unlike(data)) is not None:
             self._refuse(number, *fault, rows=len(data))
@@ -365,6 +368,10 @@ class Fleet:
         if theirs != own:
             return "version", (
                 f"its torchrl_o2o is {theirs}, expected {own}, the learner's; install the same version everywhere"
+            )
+        if has_steps(data):
+            return "steps", (
+                f"its transitions have {STEPS!r}, expected single steps; sum them in the learner's process"
             )
         found = row_differences(data.select(*self._keys, strict=False), self._like[0], 1)
         if found:

@@ -19,6 +19,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.ray_start import start_ray
 from torchrl_o2o.collectors.received_rows import not_finite, version_of
 from torchrl_o2o.data import BalancedSampler, OnlineWriter, offline_online_storage, stored_keys
+from torchrl_o2o.data.keys import with_steps
 from torchrl_o2o.errors import O2OSpecError, check_count
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
 
     It checks the rows that actors send. Rows of another version of this package, with other entries, shapes or types,
     or with values that are not finite raise an error, which ends the collection of that actor. Steps that a
-    :class:`~torchrl_o2o.envs.GuardedEnv` rejected are left out. Entries that the offline rows do not have are dropped.
+    :class:`~torchrl_o2o.envs.GuardedEnv` rejected are left out. Other entries that the offline rows do not have are
+    dropped.
 
     Args:
         load: loads the offline transitions [N].
@@ -92,6 +94,8 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
         Raises:
             O2OSpecError: if they do not fit.
         """
+        if not tensordicts.batch_size.numel():
+            return torch.zeros(0, dtype=torch.long)
         rows = tensordicts.reshape(-1)
         if (theirs := version_of(rows)) not in (None, own := torchrl_o2o.__version__):
             raise O2OSpecError(
@@ -100,7 +104,7 @@ class ServedReplayBuffer(TensorDictReplayBuffer):
             )
         if (rejected := rows.get(("next", "rejected"), None)) is not None:
             rows = rows[~rejected.reshape(-1).bool()]
-        rows = rows.select(*self._keys, strict=False)
+        rows = rows.select(*with_steps(self._keys, rows), strict=False)
         if (bad := not_finite(rows, rows.keys(True, True))) is not None:
             raise O2OSpecError(
                 f"got {bad!r} of an actor's transition that is not finite, expected finite values; put its environment "

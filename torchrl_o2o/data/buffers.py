@@ -17,9 +17,9 @@ from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer, Ten
 from torchrl.data.replay_buffers.samplers import RandomSampler
 
 from torchrl_o2o.data.episodes import number_episodes
-from torchrl_o2o.data.keys import TRANSITION, check_steps
+from torchrl_o2o.data.keys import TRANSITION, check_steps, cut_off_, with_steps
 from torchrl_o2o.data.samplers import BalancedSampler
-from torchrl_o2o.data.storage import MappedStorage, check_mapped, check_no_gradients, stored_keys
+from torchrl_o2o.data.storage import MappedStorage, check_mapped, check_no_gradients, rows_of
 from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2OSpecError, check_count, check_option
@@ -156,10 +156,25 @@ def starting_buffer(
     writer = OnlineWriter(fixed)
     if not fixed:
         writer.total_written = len(rows)  # online rows follow the offline ones; a full buffer overwrites them
+        _end_last_episode(storage, len(rows))
     sampler = RandomSampler()
     if data == "symmetric":
         sampler = BalancedSampler(fixed, offline_fraction)
     return TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)
+
+
+def _end_last_episode(storage: Storage, num_rows: int) -> None:
+    """Mark the last offline row as truncated if no flag ends its episode, as in the first rows of a data set.
+
+    The online rows after it are in the same ring, so that slices and chunks would lead into them.
+    """
+    if not num_rows:
+        return
+    rows, last = rows_of(storage), torch.tensor([num_rows - 1])
+    row = rows.get(last)
+    flags = [row.get(("next", name), None) for name in ("done", "terminated", "truncated")]
+    if all(flag is not None and not flag.any() for flag in flags):
+        rows.set(last, cut_off_(row.clone()), set_cursor=False)
 
 
 def offline_buffer(
@@ -197,4 +212,4 @@ def _to_learn_from(rows: TensorDictBase, keys: Sequence[NestedKey], before: str)
         raise O2OSpecError(f"got offline data without {missing}, expected these entries; add them before {before}")
     check_no_gradients(rows)
     check_steps(rows)
-    return rows.select(*keys, *set(stored_keys(rows)) - set(TRANSITION))
+    return rows.select(*with_steps(keys, rows))

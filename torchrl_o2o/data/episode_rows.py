@@ -13,9 +13,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase, cat
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.keys import EPISODE, TRANSITION, cut_off_
-from torchrl_o2o.data.storage import stored_keys
-from torchrl_o2o.data.transforms import check_horizon, n_step
+from torchrl_o2o.data.keys import EPISODE, cut_off_, stored_keys
+from torchrl_o2o.data.transforms import check_horizon, check_one_step, n_step
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["EpisodeRows"]
@@ -50,20 +49,23 @@ class EpisodeRows:
         """Add a transition [1].
 
         Args:
-            transition: a transition in TED; only the entries of :data:`~torchrl_o2o.data.TRANSITION` are kept.
+            transition: a transition in TED; only the entries of :func:`~torchrl_o2o.data.stored_keys` are kept.
 
         Returns:
             The rows [k] of the whole episode if it has ended, else none.
 
         Raises:
             O2OSpecError: if it is not one transition.
+            O2ODataError: if it spans several steps.
         """
         if transition.batch_size != torch.Size([1]):
             raise O2OSpecError(
                 f"got transitions of batch shape {list(transition.batch_size)}, expected [1]; add one at a time, as "
                 "StepCollector delivers them, and use one EpisodeRows for each environment"
             )
-        self._open.append(transition.select(*TRANSITION).detach().clone())  # the caller may reuse its memory
+        check_one_step(transition, "a sum over n steps")
+        kept = transition.select(*stored_keys(transition))
+        self._open.append(kept.detach().clone())  # the caller may reuse its memory
         if transition["next", "done"].item():
             self._close()
         ended, self._ended = self._ended, []

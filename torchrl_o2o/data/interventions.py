@@ -19,7 +19,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.keys import TRANSITION
+from torchrl_o2o.data.keys import TRANSITION, with_steps
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count
 
@@ -67,7 +67,8 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
         data: transitions [n], with :data:`INTERVENED` if someone could intervene.
 
     Keyword Args:
-        keys: entries to store. Defaults to :data:`~torchrl_o2o.data.TRANSITION`.
+        keys: entries to store, besides the steps of rows over several steps. Defaults to
+            :data:`~torchrl_o2o.data.TRANSITION`.
 
     Returns:
         The online slots, [n].
@@ -92,7 +93,7 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
     """
     given = data.get(INTERVENED, None)
     if given is None:
-        return buffer.extend(data.select(*keys))
+        return buffer.extend(data.select(*with_steps(keys, data)))
     if given.shape != data["action"].shape:
         raise O2OSpecError(
             f"got {INTERVENED} of shape {list(given.shape)}, expected that of the actions, "
@@ -103,19 +104,19 @@ def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Seque
             f"{INTERVENED} is {given.dtype}, expected the executed action in floating point, and NaN where nobody "
             "intervened; convert a flag by torch.where(flag, executed, nan)"
         )
-    if (infinite := given.isinf().reshape(len(data), -1).any(-1)).any():
+    if (infinite := given.isinf().flatten(1).any(-1)).any():
         raise O2OSpecError(
             f"{INTERVENED} is infinite in row {int(infinite.nonzero()[0])}, expected the action that was "
             f"executed, or NaN where nobody intervened; look at what reports it"
         )
-    entries = given.isfinite().reshape(len(data), -1)
+    entries = given.isfinite().flatten(1)
     taken = entries.all(-1)
     if bool((entries.any(-1) != taken).any()):
         raise O2OSpecError(
             f"got {INTERVENED} with NaN in a part of an action, expected all or none; write the whole executed action, "
             "or NaN"
         )
-    executed = data.select(*keys)
+    executed = data.select(*with_steps(keys, data))
     executed["action"] = torch.where(taken.unsqueeze(-1), given, data["action"]).to(data["action"].dtype)
     writer = buffer.writer
     if not isinstance(writer, OnlineWriter):

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
@@ -24,6 +26,7 @@ __all__ = [
     "key_text",
     "stored_keys",
     "transition_keys",
+    "with_steps",
 ]
 
 #: The entries that losses read and replay buffers store. ``done`` is always ``terminated | truncated``.
@@ -45,6 +48,9 @@ CONVENTION_APPLIED: NestedKey = "convention_applied"
 
 #: Number of steps between a row's two observations, int64, shape [N], under TorchRL's name. One if it is absent.
 STEPS: NestedKey = "steps_to_next_obs"
+
+#: Names that TorchRL's collectors write for a step and the next one, and that are no observations.
+_NOT_OBSERVED = ("action", "reward", "done", "terminated", "truncated", "step_count", "episode_reward")
 
 #: The entry that is False in the rows with which TorchRL's ``split_trajectories`` pads short trajectories.
 _MASKS: tuple[NestedKey, ...] = (("collector", "mask"), "mask")
@@ -139,14 +145,40 @@ def stored_keys(data: TensorDictBase) -> tuple[NestedKey, ...]:
         data: transitions, possibly with :data:`STEPS`.
 
     Returns:
-        :data:`TRANSITION`, and :data:`STEPS` if the data have it, because the loss discounts by it.
+        :data:`TRANSITION`, or :func:`transition_keys` of the observations if none has the name ``"observation"``, and
+        :data:`STEPS` if the data have it, because the loss discounts by it.
 
     Examples:
+        >>> import torch
         >>> from torchrl_o2o.testing import random_transitions
-        >>> stored_keys(random_transitions(4, 3, 1)) == TRANSITION
+        >>> rows = random_transitions(4, 3, 1)
+        >>> stored_keys(rows) == TRANSITION
+        True
+        >>> rows = rows.rename_key_("observation", "state").rename_key_(("next", "observation"), ("next", "state"))
+        >>> stored_keys(rows) == transition_keys("state")
         True
     """
-    return (*TRANSITION, STEPS) if has_steps(data) else TRANSITION
+    following = data.get("next", None)
+    if "observation" in data or not isinstance(following, TensorDictBase):
+        return with_steps(TRANSITION, data)
+    observed = [name for name in data.keys() if name in following and name not in _NOT_OBSERVED]  # noqa: SIM118  # not rows
+    return with_steps(transition_keys(*observed) if observed else TRANSITION, data)
+
+
+def with_steps(keys: Sequence[NestedKey], data: TensorDictBase) -> tuple[NestedKey, ...]:
+    """Keys of transitions, and :data:`STEPS` if the data have it, without which losses discount by one step.
+
+    Args:
+        keys: of transitions.
+        data: transitions.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> with_steps(["action"], random_transitions(2, 3, 1).set(STEPS, torch.tensor([2, 1])))
+        ('action', 'steps_to_next_obs')
+    """
+    return (*keys, STEPS) if has_steps(data) and STEPS not in keys else tuple(keys)
 
 
 def check_steps(data: TensorDictBase) -> None:

@@ -17,7 +17,7 @@ from torchrl.data.datasets import register_dataset
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.buffers import StartingData, starting_buffer
-from torchrl_o2o.data.keys import TRANSITION, check_padding
+from torchrl_o2o.data.keys import TRANSITION, check_padding, with_steps
 from torchrl_o2o.data.load import load_offline
 from torchrl_o2o.errors import check_count
 
@@ -134,6 +134,8 @@ def offline_online_replay_buffer(
 def select_transition(data: TensorDictBase) -> TensorDictBase:
     """Cut a collector's rows to the entries of :data:`TRANSITION`; use it as ``postproc``.
 
+    Rows over several steps keep their number of steps, too.
+
     Args:
         data: transitions.
 
@@ -150,7 +152,7 @@ def select_transition(data: TensorDictBase) -> TensorDictBase:
         7
     """
     check_padding(data)
-    return data.select(*TRANSITION)
+    return data.select(*with_steps(TRANSITION, data))
 
 
 def register_with_torchrl(prefix: str = "o2o") -> None:

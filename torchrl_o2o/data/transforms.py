@@ -321,7 +321,8 @@ def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
     for step in range(n):
         inside = (row + step <= last).reshape(-1, *(1,) * (reward.ndim - 1))
         total += torch.where(inside, gamma**step * wide[(row + step).minimum(last)], 0.0)
-    following = data.get("next")[last].set("reward", total.to(_real(reward)))
+    # The copies, here and below: rows of a lazy stack are the data's own, and `last` names some of them several times.
+    following = data.get("next")[last].copy().set("reward", total.to(_real(reward)))
     return data.copy().set("next", following).set(STEPS, last - row + 1)
 
 
@@ -356,7 +357,7 @@ def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")
     goes_on = (episode[1:] == episode[:-1]) | data["next", "terminated"].squeeze(-1)[:-1]
     rows = goes_on.nonzero().squeeze(-1)
     out = cast(TensorDictBase, data[rows])  # TensorDict's annotation does not say what indexing returns
-    return out.set(key, data["action"][rows + 1])
+    return out.copy().set(key, data["action"][rows + 1])
 
 
 def end_at_success(data: TensorDictBase, success: Tensor) -> TensorDictBase:
@@ -395,7 +396,7 @@ def end_at_success(data: TensorDictBase, success: Tensor) -> TensorDictBase:
     row = torch.arange(len(data), device=episode.device)
     last = torch.full_like(row, -1).scatter_reduce_(0, episode[success], row[success], "amax")
     kept = (row <= last[episode]).nonzero().squeeze(-1)
-    out, reached = cast(TensorDictBase, data[kept]), success[kept].unsqueeze(-1)
+    out, reached = cast(TensorDictBase, data[kept]).copy(), success[kept].unsqueeze(-1)
     terminal = out.get(("next", "terminated"), None)
     out.set(("next", "done"), ends_of(data)[kept].unsqueeze(-1) | reached)
     out.set(("next", "terminated"), reached if terminal is None else terminal | reached)

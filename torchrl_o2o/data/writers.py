@@ -399,7 +399,7 @@ def _check_terminals(data: Any) -> None:
     keys = [key for key in following.keys(True, True) if key not in _OUTCOME]
     same = torch.ones_like(row, dtype=torch.bool)
     for value in map(following.get, keys):
-        same &= (value[row] == value[last]).reshape(len(row), -1).all(-1)
+        same &= (value[row] == value[last]).reshape(len(row), value.shape[1:].numel()).all(-1)
     ends = following.get("terminated").reshape(-1)
     if (wrong := same & (ends[row] != ends[last])).any():
         raise O2OSpecError(
