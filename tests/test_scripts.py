@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.scripts import script_config
+from torchrl_o2o.scripts import script_config, start
+from torchrl_o2o.trainers.launch import accept_actors, accept_seeds
 
 
 def test_it_is_what_the_command_line_composes() -> None:
@@ -58,3 +60,24 @@ def test_settings_are_read_as_utf_8_in_every_locale(tmp_path: Path) -> None:
     env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-X", "utf8=0", "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "others"),
+    [
+        ("actors=2", "a3rl, awac, rlpd, rlpd_async"),
+        ("fleet.slack=3", "a3rl, awac, rlpd, rlpd_async"),
+        ("seeds=[0,1]", "a3rl_seeds, rlpd_seeds"),
+    ],
+)
+def test_a_setting_of_other_scripts_is_refused_with_their_names(
+    monkeypatch: pytest.MonkeyPatch, word: str, others: str
+) -> None:
+    """Hydra proposed +actors=2, which was then refused as well."""
+    ran = []
+    monkeypatch.setattr("sys.argv", ["cql.py", "task=hopper", word])
+    with pytest.raises(SystemExit, match=rf"got {re.escape(word)}, .* one of the scripts {others}; start one of them"):
+        start(lambda: ran.append("cql"))
+    (accept_seeds if "seeds" in word else accept_actors)()
+    start(lambda: ran.append("rlpd"))
+    assert ran == ["rlpd"]

@@ -29,6 +29,8 @@ _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (_PACKAGE / "_scripts", _PACKAGE.parent / "sota-implementations")
 _FOLDER_OPTION = re.compile(r"-cd|-cp|--config-(d|di|dir|p|pa|pat|path)")  # Hydra accepts abbreviated options
 _SEARCH_PATH = re.compile(r"file://([^\],'\"\s]+)")
+#: Settings that only some scripts take, and the call in these scripts that accepts them.
+_TAKEN_BY_SOME = {"actors": "accept_actors()", "fleet": "accept_actors()", "seeds": "accept_seeds()"}
 _PACKAGE_LINE = re.compile(r"^\s*#\s*@package\s+(\S+)", re.MULTILINE)
 
 
@@ -136,15 +138,16 @@ def script_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def start(main: Callable[[], object]) -> None:
-    """Start a script's main function after checking the settings files of its command line.
+    """Start a script's main function after checking what Hydra would act on, or refuse, before it calls the function.
 
-    Hydra acts on these files before it calls the function, so they are checked here.
+    These are the settings files of the command line, and settings that only other scripts take.
 
     Args:
         main: the function, decorated by ``hydra.main``.
 
     Raises:
-        SystemExit: if :func:`check_config_dirs` raises; with its message.
+        SystemExit: if :func:`check_config_dirs` raises, with its message, or for ``actors``, ``fleet`` or ``seeds`` in
+            a script that does not take them; the message names those that do.
 
     Examples:
         >>> start(lambda: print("trains"))
@@ -152,9 +155,22 @@ def start(main: Callable[[], object]) -> None:
     """
     try:
         check_config_dirs(sys.argv[1:])
+        _check_taken(sys.argv[1:])
     except O2OSpecError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     main()
+
+
+def _check_taken(words: Sequence[str]) -> None:
+    """Raise for a setting that this script does not take; those that take it have put a ``+`` before it by now."""
+    for word in words:
+        name = re.split(r"[=.]", word)[0]
+        if call := _TAKEN_BY_SOME.get(name):
+            others = [each for each, path in _scripts().items() if call in path.read_text(encoding="utf-8")]
+            raise O2OSpecError(
+                f"got {word}, but this script does not take {name}; expected one of the scripts {', '.join(others)}; "
+                f"start one of them, or leave out {name}"
+            )
 
 
 def check_config_dirs(words: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from torchrl_o2o.checkpoint.fingerprints import fingerprint
 from torchrl_o2o.checkpoint.reading import newest_valid, read_rows
 from torchrl_o2o.commands.cli import main
 from torchrl_o2o.data import TRANSITION, load_offline
-from torchrl_o2o.deploy import load_policy
+from torchrl_o2o.deploy import load_policy, read_policy
 from torchrl_o2o.envs import seed_everything
 from torchrl_o2o.errors import O2OCheckpointError, O2ODataError, O2OSpecError
 from torchrl_o2o.record.files import read_run
@@ -110,7 +110,7 @@ def test_a_round_is_the_update_on_all_rows(run: Path, tmp_path: Path) -> None:
 
 def test_rounds_follow_each_other(run: Path, tmp_path: Path) -> None:
     one, two, three = (record(tmp_path / f"{number}.npz", number) for number in range(3))
-    before = rows(run)
+    before, labels = rows(run), read_policy(run).metadata
     continue_run(run, [one], num_steps=3, schedule=EVERY)
     one.unlink()  # the run has its own copy
     lineage = continue_run(run, [two, three], num_steps=2, schedule=EVERY)
@@ -127,6 +127,8 @@ def test_rounds_follow_each_other(run: Path, tmp_path: Path) -> None:
     assert len(stored) == sum(entry["rows"] for entry in lineage)
     weight, learnt = next(load_policy(run).parameters()), newest(run, "loss").values()
     assert any(torch.equal(weight, value) for value in learnt), "policy.pt is the newest policy"
+    assert read_policy(run).metadata == labels
+    assert (labels["algorithm"], labels["seed"]) == ("awac", 0)
     train(tmp_path / "other", "awac", f"pretrained={run}")
     assert rows(tmp_path / "other")[-1]["step"] == 24
 

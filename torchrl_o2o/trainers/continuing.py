@@ -225,7 +225,11 @@ class Continuing(Phase):
         }
         policy, learner = status.policy, method.learner
         self._save = deploy.policy_saver(
-            learner.actor, convention=problem.convention, env=policy.env, action_box=_box(policy)
+            learner.actor,
+            convention=problem.convention,
+            env=policy.env,
+            action_box=_box(policy),
+            metadata=policy.metadata,
         )
         session = Session(
             options.folder,

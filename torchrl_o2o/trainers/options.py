@@ -77,7 +77,8 @@ class RunOptions:
     ) -> Session:
         """Open the run folder for a learner; ``total`` is the last step, for the progress bar."""
         score = self.scorer(learner, problem.make_env, problem.env["env_id"])
-        save = deploy.policy_saver(learner.actor, convention=problem.convention, env=problem.env)
+        labels = self.labels()
+        save = deploy.policy_saver(learner.actor, convention=problem.convention, env=problem.env, metadata=labels)
         return self.open(objects, buffer, score, total, save)
 
     def open(
@@ -93,6 +94,11 @@ class RunOptions:
         return Session(
             self.folder, self.config, objects, buffer, evaluate, self.schedule, self.resume, recorder, on_save
         )
+
+    def labels(self) -> dict[str, Any]:
+        """What a policy file of this run says of its origin: the seed, and the algorithm and data if they are known."""
+        known = self.config if isinstance(self.config, Mapping) else {}
+        return {"seed": int(self.seed)} | {name: known[name] for name in ("algorithm", "task_name") if name in known}
 
     def scorer(
         self, learner: Learner, make_env: Callable[..., gymnasium.Env], env_id: str

@@ -301,6 +301,7 @@ class PixelRun:
         options = run_options(cfg, cfg.run_dir)
         score = options.scorer(self.learner, make_env, cfg.env.env_id)
         objects = {**self.learner.objects(), "collector": self.collector, **({} if rows is None else {"rows": rows})}
-        save = policy_saver(self.learner.actor, env={**plain(cfg.env), "num_stack": cfg.num_stack})
+        shown = {**plain(cfg.env), "num_stack": cfg.num_stack}
+        save = policy_saver(self.learner.actor, env=shown, metadata=options.labels())
         #: The session of the run folder, a context; ``online(collector)`` yields the remaining steps.
         self.session = options.open(objects, self.buffer, score, total, save)
