@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 from collections.abc import Collection, Mapping
@@ -138,8 +139,12 @@ def check_number(name: str, value: Any, *, above: float | None = None, least: fl
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got reward_scale=inf, expected a finite number above 0
     """
-    fits = (above is None or value > above) and (least is None or value >= least)
-    if not fits or not abs(value) < float("inf"):
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # no number, or an array of several
+        number = math.nan
+    fits = (above is None or number > above) and (least is None or number >= least)
+    if not fits or not math.isfinite(number):
         bound = f" above {above}" if above is not None else "" if least is None else f" of at least {least}"
         raise O2OSpecError(f"got {name}={value}, expected a finite number{bound}")
 

@@ -219,6 +219,9 @@ def test_statistics_survive_a_checkpoint() -> None:
 
 
 def test_refusals() -> None:
+    for scale in ("2", None, [2.0], torch.ones(2), 1j, float("inf")):
+        with pytest.raises(O2OSpecError, match=r"got scale=.*, expected a finite number above 0"):
+            AffineReward(scale)  # pyright: ignore[reportArgumentType]
     data = golden_data("misc/reward_A")
     data["next", "reward"][:] = 0.0
     with pytest.raises(O2ODataError, match="all 4 episodes return 0; expected returns that differ"):

@@ -99,7 +99,7 @@ class TestBatch:
                 loss(batch.clone().lock_())
             with pytest.raises(O2OSpecError, match=r"'priority_weight' of shape \(4, 2\) for a batch of \(4,\)"):
                 loss(batch.clone().set("priority_weight", torch.ones(4, 2)))
-            for gamma in (2, -0.1, float("nan")):
+            for gamma in (2, -0.1, float("nan"), "0.9", None, torch.ones(2)):
                 with pytest.raises(O2OSpecError, match=r"expected a discount in \[0, 1\]"):
                     loss.make_value_estimator(gamma=gamma)
 

@@ -856,3 +856,8 @@ def test_inference_mode_is_refused(compiled: bool, captured: list[Any]) -> None:
         update.compile()
     with torch.inference_mode(), pytest.raises(O2OSpecError, match="inference_mode"):
         update(make_batch(rows=8))
+    with torch.inference_mode():
+        batch = make_batch(rows=8)
+    with pytest.raises(O2OSpecError, match=r"a batch of tensors that were made under torch.inference_mode\(\)"):
+        update(batch)
+    update(batch.clone())

@@ -255,7 +255,7 @@ class TransitionLoss(ChecksArguments, ReadsTransitions):
                 or ``gamma`` is outside [0, 1].
         """
         if "gamma" in hyperparams:
-            if not 0.0 <= hyperparams["gamma"] <= 1.0:
+            if not _is_discount(hyperparams["gamma"]):
                 raise O2OSpecError(f"got gamma={hyperparams['gamma']}, expected a discount in [0, 1]")
             hyperparams["gamma"] = float(hyperparams["gamma"])  # a buffer of integers would load 0.99 as 0
         if value_type is None:
@@ -385,6 +385,13 @@ class TransitionLoss(ChecksArguments, ReadsTransitions):
             rows = tensordict.batch_size or next(iter(losses.values())).shape
             return TensorDict(losses, rows)
         return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])
+
+
+def _is_discount(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and 0.0 <= float(value) <= 1.0
+    except (TypeError, ValueError, RuntimeError):  # no number, or an array of several
+        return False
 
 
 def _stack_of_one(member: TensorDictModule) -> TensorDictParams:

@@ -378,6 +378,11 @@ class Update:
             raise O2OSpecError(
                 f"got a batch of shape {list(batch.shape)}, expected [n], n a multiple of {self.num_minibatches}"
             )
+        if any(value.is_inference() for value in batch.values(True, True)):
+            raise O2OSpecError(
+                "got a batch of tensors that were made under torch.inference_mode(), expected others, because torch "
+                "computes no gradients with them; collect under torch.no_grad(), or pass batch.clone()"
+            )
 
     def _run_compiled(self, batch: TensorDictBase) -> dict[str, Tensor]:
         assert self._options is not None
