@@ -114,11 +114,14 @@ def _part(jobs: list, part: str | None) -> list:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from torchrl_o2o.reproduce.page import draw_claim, page, section
+    from torchrl_o2o.reproduce.page import draw_claim, page, read_note, section
 
     claims, figures = _claims(arguments.claims, arguments, save=True), {}
+    seen_from = Path() if arguments.page is None else arguments.page.parent
+    found = {name: read_note(arguments.results / f"{name}.md", seen_from) for name in claims}
+    notes = {name: note for name, note in found.items() if note is not None}
     for claim, results in claims.values():
-        print(section(claim, results))
+        print(section(claim, results, note=notes.get(claim.name)))
         if arguments.figures is not None:
             arguments.figures.mkdir(parents=True, exist_ok=True)
             figure = arguments.figures / f"{claim.name}.png"
@@ -126,7 +129,8 @@ def _show(arguments: argparse.Namespace) -> int:
                 figures[claim.name] = os.path.relpath(figure, arguments.page.parent)
     if arguments.page is not None:
         by_name = {name: results for name, (_, results) in claims.items()}
-        arguments.page.write_text(page((claim for claim, _ in claims.values()), by_name, figures), encoding="utf-8")
+        text = page((claim for claim, _ in claims.values()), by_name, figures, notes)
+        arguments.page.write_text(text, encoding="utf-8")
         print(f"written to {arguments.page}")
     return 0
 

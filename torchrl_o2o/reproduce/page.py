@@ -6,18 +6,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.curves import common_scores
 from torchrl_o2o.record.figures import Curve, Panel, draw_panels
 from torchrl_o2o.reproduce.claims import Claim
 from torchrl_o2o.reproduce.results import Result
 from torchrl_o2o.reproduce.verdict import ComparisonResult, judge, verdict_of
 
-__all__ = ["draw_claim", "page", "section"]
+__all__ = ["draw_claim", "page", "read_note", "section"]
 
 _HEAD = """\
 # Results
@@ -30,16 +33,19 @@ Claims with runs come first.
 | claim | verdict | runs | core-hours |
 |---|---|---|---|
 """
+#: A relative link of Markdown: the file and what follows it.
+_LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 _COLUMNS = "| compared | statistic | difference | to decide | runs | verdict |\n|---|---|---|---|---|---|\n"
 
 
-def section(claim: Claim, results: Sequence[Result], figure: str | None = None) -> str:
+def section(claim: Claim, results: Sequence[Result], figure: str | None = None, note: str | None = None) -> str:
     """Write a claim's part of the results page.
 
     Args:
         claim: the claim.
         results: of its runs.
         figure: the link to its learning curves; ``None`` (default) shows none.
+        note: Markdown text below the table, such as the reasons for the verdict. Defaults to ``None``.
     """
     findings = judge(claim, results)
     lines = [
@@ -54,20 +60,26 @@ def section(claim: Claim, results: Sequence[Result], figure: str | None = None) 
         part = finding.comparison
         against = "0" if part.than is None else part.than
         rule = f"> 0, >= {part.margin:g}" if part.rule == "more" else f"> -{part.margin:g}"
-        difference = f"{finding.difference:.4g} [{finding.low:.4g}, {finding.high:.4g}]" if finding.finished else "–"
+        waiting = finding.finished < finding.wanted and np.isnan(finding.difference)  # a group has no run yet
+        difference = "–" if waiting else f"{finding.difference:.4g} [{finding.low:.4g}, {finding.high:.4g}]"
         runs = f"{finding.finished} of {finding.wanted}"
         lines.append(
             f"| {part.group} - {against} | {part.measured} | {difference} | {rule} | {runs} | {finding.verdict} |"
         )
     remarks = dict.fromkeys(remark for finding in findings for remark in finding.remarks)
     lines += ["", *(f"- {remark}" for remark in remarks)] if remarks else []
+    if note is not None:
+        lines += ["", note.strip()]
     if figure is not None:
         lines += ["", f"![Learning curves of {claim.name}]({figure})"]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def page(
-    claims: Iterable[Claim], results: Mapping[str, Sequence[Result]], figures: Mapping[str, str] | None = None
+    claims: Iterable[Claim],
+    results: Mapping[str, Sequence[Result]],
+    figures: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> str:
     """Write the results page of several claims.
 
@@ -75,6 +87,7 @@ def page(
         claims: the claims, in the order of the page.
         results: by the claim's name.
         figures: links to figures by the claim's name; ``None`` (default) shows none.
+        notes: texts below the tables by the claim's name; ``None`` (default) shows none.
     """
     claims, rows = sorted(claims, key=lambda claim: not results[claim.name]), []
     for claim in claims:
@@ -86,8 +99,43 @@ def page(
             f"| [{claim.name}](#{anchor}) | {_verdict(findings)} | {done} of {len(list(claim.jobs()))} "
             f"| {hours:.2f} |\n"
         )
-    sections = (section(claim, results[claim.name], (figures or {}).get(claim.name)) for claim in claims)
+    shown, said = figures or {}, notes or {}
+    sections = (section(claim, results[claim.name], shown.get(claim.name), said.get(claim.name)) for claim in claims)
     return _HEAD + "".join(rows) + "\n" + "\n".join(sections)
+
+
+def read_note(path: Path, seen_from: Path) -> str | None:
+    """A claim's note with its relative links as they are from another folder.
+
+    Args:
+        path: the note, Markdown; it need not exist.
+        seen_from: folder of the page that shows it.
+
+    Returns:
+        The text; ``None`` without a note.
+
+    Raises:
+        O2OSpecError: if the note cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "rlpd-sparse.md").write_text("Why: see [there](../README.md#maze).")
+        >>> read_note(folder / "rlpd-sparse.md", folder / "docs")
+        'Why: see [there](../../README.md#maze).'
+    """
+    if not path.exists():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise O2OSpecError(f"{path} cannot be read as text in UTF-8 ({error}); mend it, or remove it") from error
+    folder = path.parent.resolve()
+
+    def moved(link: re.Match[str]) -> str:
+        return f"]({os.path.relpath(folder / link[1], seen_from.resolve())}{link[2] or ''})"
+
+    return _LINK.sub(moved, text)
 
 
 def _title(claim: Claim, findings: Sequence[ComparisonResult]) -> str:
