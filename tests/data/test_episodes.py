@@ -171,6 +171,23 @@ def test_data_without_success_are_refused() -> None:
         end_at_success(data, data["next", "reward"] == 0)
 
 
+@pytest.mark.parametrize(("success", "said"), [([-1.0, 0.0], "-1.0 in row 0"), ([0.0, float("nan")], "nan in row 1")])
+def test_successes_are_flags_and_no_rewards(success: list[float], said: str) -> None:
+    """A reward of -1, or NaN, is true as a bool, so that every failed step would have been a success."""
+    with pytest.raises(O2ODataError, match=f"'success' is {said}, expected flags, 0 or 1; compare the numbers first"):
+        end_at_success(rows([0, 0], [-1.0, -1.0], [1]), torch.tensor(success))
+    assert len(end_at_success(rows([0, 0], [-1.0, -1.0], [1]), torch.tensor([0.0, 1.0]))) == 2
+
+
+def test_ends_are_flags() -> None:
+    data = rows([0, 0], [1.0, 1.0], [1])
+    data["next", "done"] = torch.tensor([[0.0], [0.99]])
+    with pytest.raises(O2ODataError, match=r"'done' is 0.99\d* in row 1, expected flags"):
+        n_step(data, n=2, gamma=0.9)
+    data["next", "done"] = torch.tensor([[1], [1]], dtype=torch.uint8)
+    assert n_step(data, n=2, gamma=0.9)["steps_to_next_obs"].tolist() == [1, 1]
+
+
 def test_no_rows_have_no_episodes() -> None:
     data = rows([0], [1.0], [0])[:0]
     assert episode_returns(data).tolist() == []

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchrl_o2o.data.keys import EPISODE, check_padding
 from torchrl_o2o.errors import O2ODataError
 
-__all__ = ["column", "ends_of", "number_episodes", "number_runs", "warn_of_gaps"]
+__all__ = ["column", "ends_of", "flag_column", "number_episodes", "number_runs", "warn_of_gaps"]
 
 _MOST_EXAMINED = 10_000
 #: Entries that do not carry over from one row to the next.
@@ -121,7 +121,7 @@ def ends_of(data: TensorDictBase) -> Tensor:
         data: transitions [N].
 
     Raises:
-        O2ODataError: if a flag does not have one value per row.
+        O2ODataError: if a flag does not have one value per row, or another one than 0 and 1.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -129,7 +129,7 @@ def ends_of(data: TensorDictBase) -> Tensor:
         tensor([False,  True])
     """
     flags = {name: data.get(("next", name), None) for name in ("done", "terminated", "truncated")}
-    found = [column(data, flag, name).bool() for name, flag in flags.items() if flag is not None]
+    found = [flag_column(data, flag, name) for name, flag in flags.items() if flag is not None]
     if flags["done"] is not None or len(found) == 1:
         return found[0]
     return found[0] | found[1] if found else torch.zeros(len(data), dtype=torch.bool, device=data.device)
@@ -175,6 +175,35 @@ def column(data: TensorDictBase, values: Tensor, name: str) -> Tensor:
             f"got {name!r} of shape {list(values.shape)} for {len(data)} transitions, expected [{len(data)}, 1]"
         )
     return values.reshape(len(data))
+
+
+def flag_column(data: TensorDictBase, values: Tensor, name: str) -> Tensor:
+    """One flag per row, [N] bool, from a column [N, 1].
+
+    Args:
+        data: the rows, [N].
+        values: [N, 1], or [N]; numbers are 0 or 1.
+        name: their name in messages.
+
+    Raises:
+        O2ODataError: if there are not as many flags as rows, or a number is neither 0 nor 1. As a bool, a reward of -1
+            or NaN would be true.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> flag_column(TensorDict({}, [2]), torch.tensor([[0.0], [1.0]]), "success")
+        tensor([False,  True])
+    """
+    flags = column(data, values, name)
+    if flags.dtype == torch.bool:
+        return flags
+    if (wrong := (flags != 0) & (flags != 1)).any():
+        row = int(wrong.nonzero()[0])
+        raise O2ODataError(
+            f"{name!r} is {flags[row].item()} in row {row}, expected flags, 0 or 1; compare the numbers first, as in "
+            f"{name} > 0"
+        )
+    return flags.bool()
 
 
 def _refuse_shuffled(episode: Tensor, left: Tensor) -> None:

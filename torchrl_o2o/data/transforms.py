@@ -25,7 +25,7 @@ from torch import Tensor
 from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.episodes import column, ends_of, number_episodes, number_runs, warn_of_gaps
+from torchrl_o2o.data.episodes import column, ends_of, flag_column, number_episodes, number_runs, warn_of_gaps
 from torchrl_o2o.data.keys import EPISODE, STEPS, check_padding, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_number, check_option
 
@@ -368,13 +368,14 @@ def end_at_success(data: TensorDictBase, success: Tensor) -> TensorDictBase:
 
     Args:
         data: transitions [N] with ``episode``, in the order of recording.
-        success: bool, [N] or [N, 1]: whether the step succeeded.
+        success: bool, or 0 and 1, [N] or [N, 1]: whether the step succeeded.
 
     Returns:
         New data with at most N rows and episodes numbered from 0; the input is not modified.
 
     Raises:
-        O2ODataError: if no step succeeds, ``episode`` is missing, rows are shuffled, or rows span several steps.
+        O2ODataError: if no step succeeds, ``success`` holds other numbers, such as rewards, ``episode`` is missing, or
+            rows are shuffled or span several steps.
 
     Examples:
         >>> import torch
@@ -388,7 +389,7 @@ def end_at_success(data: TensorDictBase, success: Tensor) -> TensorDictBase:
         (tensor([0, 0, 1]), tensor([False,  True,  True]))
     """
     check_one_step(data, "an episode's successes")
-    episode, success = number_episodes(data), column(data, success, "success").bool()
+    episode, success = number_episodes(data), flag_column(data, torch.as_tensor(success), "success")
     if not success.any():
         raise O2ODataError(
             f"none of the {len(data)} steps succeeds; expected at least one success. Check the success flags"

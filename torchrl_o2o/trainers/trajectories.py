@@ -138,4 +138,4 @@ def _failure_reward(cfg: DictConfig, problem: Problem) -> float | None:
         return None
     # The same arithmetic as for the rows, because the values are compared for equality.
     row = TensorDict({"next": {"reward": torch.tensor([[float(cfg.failure_reward)]])}}, [1])
-    return problem.convention.online(row)["next", "reward"].item()
+    return problem.convention.reward(row)["next", "reward"].item()
