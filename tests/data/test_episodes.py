@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from tensordict import NestedKey, TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from torchrl_o2o.data import Convention, OnlineWriter, load_offline, n_step, stack_rows
-from torchrl_o2o.data.buffers import top_episodes
+from torchrl_o2o.data import Convention, OnlineWriter, load_offline, n_step, reserve_slots, stack_rows
+from torchrl_o2o.data.buffers import offline_buffer, starting_buffer, top_episodes
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.torchrl_datasets import select_transition
 from torchrl_o2o.data.trajectories import TrajectoryReplay
@@ -177,6 +178,53 @@ def test_successes_are_flags_and_no_rewards(success: list[float], said: str) -> 
     with pytest.raises(O2ODataError, match=f"'success' is {said}, expected flags, 0 or 1; compare the numbers first"):
         end_at_success(rows([0, 0], [-1.0, -1.0], [1]), torch.tensor(success))
     assert len(end_at_success(rows([0, 0], [-1.0, -1.0], [1]), torch.tensor([0.0, 1.0]))) == 2
+
+
+STATISTICS = Convention(normalize_observations=True)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        STATISTICS.fit,
+        lambda data: starting_buffer(data, 5),
+        offline_buffer,
+        lambda data: n_step(data, n=2, gamma=0.9),
+        lambda data: reserve_slots(data, 2),
+    ],
+)
+def test_rows_are_flat(function: Callable[[TensorDict], object]) -> None:
+    """Otherwise each step of an episode would have its own statistics, and a row of a buffer would be an episode."""
+    data = rows([0, 0, 1, 1], [1.0] * 4, [1, 3]).reshape(2, 2)
+    with pytest.raises(O2ODataError, match=r"got transitions of batch shape \[2, 2\], expected \[N\]; flatten them"):
+        function(data)
+
+
+@pytest.mark.parametrize(
+    ("key", "function"),
+    [
+        (("next", "reward"), lambda data: add_mc_return(data, gamma=0.9)),
+        (("next", "reward"), lambda data: n_step(data, n=2, gamma=0.9)),
+        (("next", "reward"), Convention(reward_shift=-1.0).fit(rows([0], [1.0], [0])).online),
+        (("next", "reward"), episode_returns),
+        ("observation", STATISTICS.fit),
+        (("next", "observation"), STATISTICS.fit(rows([0], [1.0], [0])).data),
+        ("action", add_next_action),
+        (("next", "terminated"), add_next_action),
+        ("action", TrajectoryReplay().load),
+    ],
+)
+def test_a_missing_entry_is_named(key: NestedKey, function: Callable[[TensorDict], object]) -> None:
+    data = rows([0, 0], [1.0, 1.0], [1]).exclude(key)
+    with pytest.raises(O2ODataError, match=re.escape(f"the transitions have no {key!r}, expected it; they have ")):
+        function(data)
+
+
+def test_returns_that_are_not_finite_rank_no_episodes() -> None:
+    """NaN would be the highest."""
+    data = rows([7, 7, 9, 9], [1.0, 1.0, float("nan"), 1.0], [1, 3])
+    with pytest.raises(O2ODataError, match="episode 9 returns nan, expected finite returns to rank episodes by"):
+        top_episodes(data, 1)
 
 
 def test_ends_are_flags() -> None:

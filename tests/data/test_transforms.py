@@ -319,7 +319,7 @@ class TestNStep:
             n_step(data, n=0, gamma=0.9)
         with pytest.raises(O2OSpecError, match=r"gamma=1\.1"):
             n_step(data, n=2, gamma=1.1)
-        with pytest.raises(O2ODataError, match=r"batch size \[2, 3\], expected \[N\]"):
+        with pytest.raises(O2ODataError, match=r"batch shape \[2, 3\], expected \[N\]"):
             n_step(data.reshape(2, 3), n=2, gamma=0.9)
         with pytest.raises(O2ODataError, match="have no 'episode'"):
             n_step(data.exclude("episode"), n=2, gamma=0.9)

@@ -17,12 +17,12 @@ from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer, Ten
 from torchrl.data.replay_buffers.samplers import RandomSampler
 
 from torchrl_o2o.data.episodes import number_episodes
-from torchrl_o2o.data.keys import TRANSITION, check_steps, cut_off_, with_steps
+from torchrl_o2o.data.keys import EPISODE, TRANSITION, check_flat, check_steps, cut_off_, with_steps
 from torchrl_o2o.data.samplers import BalancedSampler
 from torchrl_o2o.data.storage import MappedStorage, check_mapped, check_no_gradients, rows_of
 from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.data.writers import OnlineWriter
-from torchrl_o2o.errors import O2OSpecError, check_count, check_option
+from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count, check_option
 
 __all__ = ["MakeStorage", "StartingData", "offline_buffer", "starting_buffer", "top_episodes"]
 
@@ -46,7 +46,7 @@ def top_episodes(data: TensorDictBase, number: int) -> TensorDictBase:
 
     Raises:
         O2OSpecError: if ``number`` is not an integer of at least 0.
-        O2ODataError: if the data have no episode numbers, or rows are shuffled.
+        O2ODataError: if the data have no episode numbers, rows are shuffled, or a return is not finite.
 
     Examples:
         >>> import torch
@@ -58,6 +58,13 @@ def top_episodes(data: TensorDictBase, number: int) -> TensorDictBase:
     """
     number = check_count("number", number)
     returns, episode = episode_returns(data), number_episodes(data)
+    if (bad := ~returns.isfinite()).any():  # they would be the highest
+        first = int(bad.nonzero()[0])
+        named = int(data[EPISODE][episode == first][0])
+        raise O2ODataError(
+            f"episode {named} returns {float(returns[first])}, expected finite returns to rank episodes by; "
+            "load the data with load_offline, which checks them"
+        )
     best = returns.argsort(stable=True)[max(len(returns) - number, 0) :]
     return data[torch.cat([torch.where(episode == index)[0] for index in best] or [episode[:0]])]
 
@@ -109,7 +116,7 @@ def starting_buffer(
 
     Raises:
         O2OSpecError: if an option is unknown or does not fit, or ``data`` does not read it.
-        O2ODataError: if the disk has no room for the rows.
+        O2ODataError: if the data are not flat, or the disk has no room for the rows.
 
     Examples:
         >>> from torchrl_o2o.testing import ContextualTargetEnv, probe_transitions
@@ -194,6 +201,7 @@ def offline_buffer(
 
     Raises:
         O2OSpecError: if the data lack an entry.
+        O2ODataError: if they are not flat.
 
     Examples:
         >>> from torchrl_o2o.testing import ContextualTargetEnv, probe_transitions
@@ -208,6 +216,7 @@ def offline_buffer(
 
 def _to_learn_from(rows: TensorDictBase, keys: Sequence[NestedKey], before: str) -> TensorDictBase:
     """The entries that a learner reads, including the step counts by which its losses discount."""
+    check_flat(rows)
     if missing := [key for key in keys if key not in rows.keys(include_nested=True)]:
         raise O2OSpecError(f"got offline data without {missing}, expected these entries; add them before {before}")
     check_no_gradients(rows)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.keys import TRANSITION, with_steps
+from torchrl_o2o.data.keys import TRANSITION, check_flat, with_steps
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count
 
@@ -44,13 +44,14 @@ def reserve_slots(offline: TensorDictBase, num_slots: int) -> TensorDictBase:
         Transitions [N + R].
 
     Raises:
-        O2ODataError: if the data are empty.
+        O2ODataError: if the data are empty, or not flat.
 
     Examples:
         >>> from torchrl_o2o.testing import random_transitions
         >>> len(reserve_slots(random_transitions(4, 3, 1), 10))
         14
     """
+    check_flat(offline)
     if len(offline) == 0:
         raise O2ODataError(
             "got no transitions, expected at least one, whose copies fill the slots; load a data set first"

@@ -19,6 +19,8 @@ __all__ = [
     "EPISODE",
     "STEPS",
     "TRANSITION",
+    "check_entries",
+    "check_flat",
     "check_padding",
     "check_steps",
     "cut_off_",
@@ -54,6 +56,51 @@ _NOT_OBSERVED = ("action", "reward", "done", "terminated", "truncated", "step_co
 
 #: The entry that is False in the rows with which TorchRL's ``split_trajectories`` pads short trajectories.
 _MASKS: tuple[NestedKey, ...] = (("collector", "mask"), "mask")
+
+
+def check_flat(data: TensorDictBase) -> None:
+    """Raise unless data are rows [N], because a row would be a whole episode, and statistics one per step.
+
+    Args:
+        data: transitions.
+
+    Raises:
+        O2ODataError: if they have another number of batch dimensions.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> check_flat(random_transitions(6, 3, 1).reshape(2, 3))
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2ODataError: got transitions of batch shape [2, 3], expected [N]; flatten them with...
+    """
+    if data.batch_dims != 1:
+        raise O2ODataError(
+            f"got transitions of batch shape {list(data.batch_size)}, expected [N]; flatten them with "
+            "data.reshape(-1), so that the rows of an episode are together"
+        )
+
+
+def check_entries(data: TensorDictBase, *needed: NestedKey) -> None:
+    """Raise if transitions lack entries.
+
+    Args:
+        data: transitions.
+        needed: their entries.
+
+    Raises:
+        O2ODataError: if one is missing.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> check_entries(random_transitions(2, 3, 1), "action", ("next", "reward"))
+        >>> check_entries(random_transitions(2, 3, 1), "mc_return")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2ODataError: the transitions have no 'mc_return', expected it; they have 'action',...
+    """
+    missing = [key for key in needed if data.get(key, None) is None]
+    if missing:
+        there = ", ".join(sorted(repr(key) for key in data.keys(True, True)))
+        raise O2ODataError(f"the transitions have no {missing[0]!r}, expected it; they have {there}")
 
 
 def check_padding(data: TensorDictBase) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.episodes import number_episodes
+from torchrl_o2o.data.keys import check_entries
 from torchrl_o2o.data.transforms import check_one_step
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count, check_number, check_state
 
@@ -131,9 +132,11 @@ class TrajectoryReplay:
             rows: transitions [N] with ``episode``, and observations as the policy reads them.
 
         Raises:
-            O2ODataError: if there are no rows, or they have no episode numbers, are shuffled, or go over several steps.
+            O2ODataError: if there are no rows, or they lack an entry or episode numbers, are shuffled, or go over
+                several steps.
         """
         check_one_step(rows, "a return to go")
+        check_entries(rows, "observation", "action", ("next", "reward"))
         if not len(rows):
             raise O2ODataError("got no transitions, expected at least one episode; load a data set first")
         _, lengths = number_episodes(rows).unique_consecutive(return_counts=True)

@@ -26,7 +26,7 @@ from torchrl.envs.transforms import ObservationNorm, RewardScaling
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.episodes import column, ends_of, flag_column, number_episodes, number_runs, warn_of_gaps
-from torchrl_o2o.data.keys import EPISODE, STEPS, check_padding, has_steps
+from torchrl_o2o.data.keys import EPISODE, STEPS, check_entries, check_flat, check_padding, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_number, check_option
 
 __all__ = [
@@ -42,6 +42,9 @@ __all__ = [
     "mc_return",
     "n_step",
 ]
+
+
+_OBSERVED: tuple[NestedKey, ...] = ("observation", ("next", "observation"))
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ class AffineReward:
         """Return the data with transformed rewards, whole numbers as floating point; the input is not modified.
 
         Raises:
-            O2ODataError: if rewards are sums over several steps and there is a shift.
+            O2ODataError: if rewards are missing, or are sums over several steps and there is a shift.
         """
+        check_entries(data, ("next", "reward"))
         if self.shift:
             check_one_step(data, "a shift of the reward")
         reward = data.get(("next", "reward"))
@@ -309,8 +313,8 @@ def n_step(data: TensorDictBase, *, n: int, gamma: float) -> TensorDictBase:
         tensor([2, 1, 2, 1])
     """
     check_horizon(n, gamma)
-    if data.ndim != 1:
-        raise O2ODataError(f"got data of batch size {list(data.batch_size)}, expected [N]; flatten with reshape(-1)")
+    check_flat(data)
+    check_entries(data, ("next", "reward"))
     check_one_step(data, "a sum over n steps")
     trajectory = data.get(("collector", "traj_ids"), None)
     segment = number_episodes(data) if trajectory is None else _segments(data, column(data, trajectory, "traj_ids"))
@@ -353,6 +357,7 @@ def add_next_action(data: TensorDictBase, *, key: NestedKey = ("next", "action")
         tensor([1., 2.])
     """
     check_one_step(data, "the action of the next step")
+    check_entries(data, "action", ("next", "terminated"))
     episode = number_episodes(data)
     goes_on = (episode[1:] == episode[:-1]) | data["next", "terminated"].squeeze(-1)[:-1]
     rows = goes_on.nonzero().squeeze(-1)
@@ -434,6 +439,7 @@ def _segments(data: TensorDictBase, trajectory: Tensor) -> Tensor:
 
 
 def _rewards(data: TensorDictBase) -> Tensor:
+    check_entries(data, ("next", "reward"))
     return column(data, data.get(("next", "reward")), "reward")
 
 
@@ -502,9 +508,11 @@ class ObservationStats:
 
         Raises:
             O2OSpecError: if the observations are images, or several entries, or ``eps`` is negative or not finite.
-            O2ODataError: if there is no observation, one is not finite, or a scale is 0.
+            O2ODataError: if there is no observation, the data are not flat, one is not finite, or a scale is 0.
         """
         check_number("eps", eps, least=0)
+        check_flat(data)
+        check_entries(data, "observation")
         observation = data.get("observation")
         if not isinstance(observation, Tensor):
             raise O2OSpecError(
@@ -533,9 +541,11 @@ class ObservationStats:
 
         Raises:
             O2OSpecError: if the observations have another width than those of the statistics.
+            O2ODataError: if there are none.
         """
+        check_entries(data, *_OBSERVED)
         out = data.copy()
-        for key in ("observation", ("next", "observation")):
+        for key in _OBSERVED:
             self.check(data.get(key).shape[1:])
             out.set(key, (data.get(key) - self.mean) / self.scale)
         return out
