@@ -4,6 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -71,6 +72,23 @@ def test_golden_returns_and_weights() -> None:
     loss.label(rows)
     golden.assert_close(rows["value_target"].squeeze(-1), tree["out/td_lambda_return"], "labels")
     golden.assert_close(rows["advantage_weight"].squeeze(-1), tree["out/weight"], "labels")
+
+
+def test_rows_that_were_drawn_are_warned_of() -> None:
+    """Their returns would lead from each row to another one of any episode."""
+    rows = random_transitions(8, 5, 3)
+    rows["next", "observation"][:-1] = rows["observation"][1:]
+    for name in ("terminated", "truncated", "done"):
+        rows["next", name] = torch.zeros(8, 1, dtype=torch.bool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build().label(rows.clone())
+    with pytest.warns(UserWarning, match=r"7 of 8 rows, the first in row 0, do not continue in the next row, and no"):
+        build().label(rows.flip(0))
+    rows["next", "done"][:] = rows["next", "truncated"][:] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build().label(rows.flip(0))
 
 
 def test_means_outside_of_the_box_are_paid_for() -> None:

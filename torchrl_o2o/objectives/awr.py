@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import cast
 
@@ -161,6 +162,9 @@ class AWRLoss(TransitionLoss):
 
         Raises:
             O2OSpecError: if the rows have more than one batch dimension, or a row spans several steps.
+
+        Warns:
+            UserWarning: if rows inside of episodes do not continue in the next row, as in a batch that was drawn.
         """
         if rows.batch_dims != 1:
             raise O2OSpecError(
@@ -178,12 +182,28 @@ class AWRLoss(TransitionLoss):
         self._check_outcome(following, rows.batch_size)
         columns = (self._entry(following, key).squeeze(-1) for key in (keys.reward, keys.terminated, keys.done))
         reward, terminated, done = columns
+        self._warn_of_gaps(rows, done)
         gamma = float(cast(Tensor, self.value_estimator.gamma))  # a buffer, not annotated
         returns = lambda_return(reward, next_value, terminated, done, gamma, self.lmbda)
         advantage = normalized_advantage(returns - value)
         weight = advantage_weight(advantage, 1.0 / self.temperature, self.weight_clip)
         rows.set(keys.value_target, returns.unsqueeze(-1))
         return rows.set(keys.advantage_weight, weight.unsqueeze(-1))
+
+    def _warn_of_gaps(self, rows: TensorDictBase, done: Tensor) -> None:
+        """Warn if returns would lead from a row to one that does not follow it."""
+        broken = torch.zeros_like(done[1:])
+        state = self._state(rows)
+        for key, following in self._next_state(rows).items():  # what V reads; the actor may read more
+            broken |= (following[:-1] != state[key][1:]).flatten(1).any(1)
+        broken &= ~done[:-1]
+        if broken.any():
+            warnings.warn(
+                f"{int(broken.sum())} of {len(rows)} rows, the first in row {int(broken.nonzero()[0])}, do not "
+                "continue in the next row, and no flag ends their episode: returns take the next row that is there. Label whole "
+                "episodes in the order in which they were recorded, and draw batches afterwards",
+                stacklevel=4,
+            )
 
     def value_loss(self, tensordict: TensorDictBase) -> tuple[Tensor, dict[str, Tensor]]:
         """Half the squared distance of V to the returns.
