@@ -200,8 +200,8 @@ class AWRLoss(TransitionLoss):
         if broken.any():
             warnings.warn(
                 f"{int(broken.sum())} of {len(rows)} rows, the first in row {int(broken.nonzero()[0])}, do not "
-                "continue in the next row, and no flag ends their episode: returns take the next row that is there. Label whole "
-                "episodes in the order in which they were recorded, and draw batches afterwards",
+                "continue in the next row, and no flag ends their episode: returns take the next row that is there. "
+                "Label whole episodes in the order in which they were recorded, and draw batches afterwards",
                 stacklevel=4,
             )
 
