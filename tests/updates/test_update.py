@@ -32,6 +32,7 @@ from torchrl_o2o.objectives import BCLoss, EnsembleSACLoss, SAMGEstimator, TD3BC
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers.optim import descend, weight_decay_groups
 from torchrl_o2o.updates import Copy, Descend, Every, Ghost, Joint, MoveTargets, Repeat, Update, Whole, compile_update
+from torchrl_o2o.updates.graph import capture
 from torchrl_o2o.updates.program import columns_of
 from torchrl_o2o.updates.steps import WHOLE, plan
 
@@ -861,3 +862,13 @@ def test_inference_mode_is_refused(compiled: bool, captured: list[Any]) -> None:
     with pytest.raises(O2OSpecError, match=r"a batch of tensors that were made under torch.inference_mode\(\)"):
         update(batch)
     update(batch.clone())
+
+
+def test_graphs_compile_with_inductors_cpp_wrapper() -> None:
+    """With TORCHINDUCTOR_CPP_WRAPPER=1 it refused inputs whose recorded values came from different modes."""
+    inputs = {"x": torch.ones(2, 3), "y": torch.ones(3)}
+    graph = capture(lambda now: ({"z": now["x"] + now["y"]}, {"y": 2.0 * now["y"]}), inputs)
+    with torch._inductor.config.patch(cpp_wrapper=True):
+        run = graph.executable(lambda module, examples: torch._inductor.compile(module, [*examples]), inputs)
+        assert torch.equal(run(inputs)["z"], torch.full((2, 3), 2.0))
+    assert torch.equal(inputs["y"], torch.full((3,), 2.0))

@@ -56,6 +56,8 @@ class Graph(NamedTuple):
         unused = [name for name, node in placeholders.items() if not node.users]
         for name in unused:
             graph.erase_node(placeholders[name])
+        for node in graph.find_nodes(op="placeholder"):
+            node.meta.pop("val", None)  # each is of a mode of its own, and inductor's C++ wrapper refuses a mixture
         module = fx.GraphModule(self.module, graph)
         used = [name for name in self.inputs if name not in unused]
         return Executable(compiler(module, [examples[name] for name in used]), used, self.outputs)
