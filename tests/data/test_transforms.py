@@ -211,6 +211,15 @@ def test_a_lazy_stack_of_rows_gives_the_same_and_stays_as_it_is(function: Callab
     torch.testing.assert_close(stacked.contiguous().to_dict(), data.to_dict(), rtol=0, atol=0)
 
 
+def test_statistics_of_another_type_leave_the_observations_their_own() -> None:
+    """An environment's are float32, whatever the statistics are."""
+    data = random_transitions(4, 3, 2)
+    stats = ObservationStats.of(data)
+    wide = ObservationStats(stats.mean.double(), stats.scale.double())
+    torch.testing.assert_close(wide(data)["observation"], stats(data)["observation"])
+    assert wide(data)["next", "observation"].dtype == torch.float32
+
+
 def test_statistics_survive_a_checkpoint() -> None:
     stats = ObservationStats(torch.randn(3), torch.rand(3))
     again = ObservationStats.from_state_dict(stats.state_dict())

@@ -537,7 +537,7 @@ class ObservationStats:
         return cls(wide.mean(0).to(observation.dtype), scale)
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
-        """Return the data with standardized observations; the input is not modified.
+        """Return the data with standardized observations of the same type; the input is not modified.
 
         Raises:
             O2OSpecError: if the observations have another width than those of the statistics.
@@ -546,8 +546,10 @@ class ObservationStats:
         check_entries(data, *_OBSERVED)
         out = data.copy()
         for key in _OBSERVED:
-            self.check(data.get(key).shape[1:])
-            out.set(key, (data.get(key) - self.mean) / self.scale)
+            observation = data.get(key)
+            self.check(observation.shape[1:])
+            value = (observation - self.mean) / self.scale
+            out.set(key, value.to(observation.dtype) if observation.is_floating_point() else value)
         return out
 
     def check(self, shape: Sequence[int] | None) -> None:
