@@ -411,7 +411,11 @@ def _concatenate(observation: Mapping[str, np.ndarray], keys: tuple[str, ...]) -
 
 def _vector_box(env_id: str, name: str, space: spaces.Space) -> spaces.Box:
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise O2OSpecError(f"{name} of {env_id} is {space}; expected a Box of one dimension. Wrap the environment.")
+        wrapper = "FlattenObservation" if name.startswith("observation") else "TransformAction"
+        raise O2OSpecError(
+            f"{name} of {env_id} is {space}; expected a Box of one dimension. Register the environment wrapped in "
+            f"gymnasium.wrappers.{wrapper}."
+        )
     return space
 
 
