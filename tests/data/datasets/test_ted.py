@@ -53,13 +53,17 @@ def test_short_episodes_are_skipped_and_counted(episodes: list[Arrays]) -> None:
     )
     data, notes = transitions(rows, shortest=1)
     assert data["episode"].tolist() == [0, 0, 0, 1, 2, 2]
-    assert {note.code: note.count for note in notes}["short_episodes"] == 1
+    told = {note.code: note for note in notes}
+    assert told["short_episodes"].count == 1
+    assert told["short_episodes"].message == "1 episodes have fewer than 1 transitions and were skipped."
 
 
 def test_nothing_left_is_an_error() -> None:
     empty = {"observations": np.zeros((1, 2)), "actions": np.zeros((0, 1)), "rewards": np.zeros(0)}
     with pytest.raises(O2ODataError, match="toy has 1 episodes, all shorter than min_episode_length=2"):
         transitions(rows_from_episodes([empty], origin="toy"))
+    with pytest.raises(O2ODataError, match=r"all shorter than min_episode_length=1; .*; check those\."):
+        transitions(rows_from_episodes([empty], origin="toy"), shortest=1)
     with pytest.raises(O2ODataError, match="toy holds no episodes"):
         rows_from_episodes([], origin="toy")
     none = {"observations": np.zeros((0, 2)), "actions": np.zeros((0, 1)), "rewards": np.zeros(0), "timeouts": []}

@@ -47,22 +47,16 @@ def to_transitions(rows: RawRows, *, min_episode_length: int, origin: str) -> tu
     before = len(rows.reward)
     rows, skipped = _skip_short(rows, min_episode_length)
     if skipped:
-        notes.append(
-            Finding(
-                "short_episodes",
-                "warning",
-                f"{skipped} episodes have fewer than {min_episode_length} transitions and were skipped; "
-                "pass min_episode_length=1 to keep every episode that has one.",
-                count=skipped,
-            )
-        )
+        way = "; pass min_episode_length=1 to keep every episode that has one" if min_episode_length > 1 else ""
+        text = f"{skipped} episodes have fewer than {min_episode_length} transitions and were skipped{way}."
+        notes.append(Finding("short_episodes", "warning", text, count=skipped))
     notes += _loss(notes, before - len(rows.reward) if min_episode_length <= _DEFAULT_SHORTEST else 0, len(rows.reward))
     if not len(rows.reward):
         if skipped:
+            way = "pass min_episode_length=1 to keep single steps" if min_episode_length > 1 else "check those"
             raise O2ODataError(
                 f"{origin} has {skipped} episodes, all shorter than min_episode_length={min_episode_length}; expected "
-                f"a longer one. Episodes end where the flags or the 'episode' numbers say so; pass "
-                f"min_episode_length=1 to keep single steps."
+                f"a longer one. Episodes end where the flags or the 'episode' numbers say so; {way}."
             )
         raise O2ODataError(f"{origin} is empty: no transitions; expected at least one.")
     truncated, flag_notes = _episode_flags(rows)
