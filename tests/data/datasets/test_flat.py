@@ -89,3 +89,20 @@ def test_the_door_episodes_replayed() -> None:
     assert int(data["next", "truncated"].sum()) == 25
     assert not data["next", "terminated"].any()
     assert audit(data).ok
+
+
+def test_lists_of_demonstrations_are_told_and_can_be_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "demos.hdf5"
+    with h5py.File(path, "w") as file:
+        for number in range(3):
+            demo = file.create_group(f"data/demo_{number}")
+            states = np.stack([np.arange(5.0), np.full(5, number)], -1)
+            demo["obs/state"], demo["next_obs/state"] = states[:-1], states[1:]
+            demo["actions"], demo["rewards"], demo["terminals"] = np.eye(4)[:, :1], np.arange(4), np.arange(4) == 3
+        file["mask/train"], file["mask/valid"] = np.array(["demo_0", "demo_2"], "S"), np.array(["demo_1"], "S")
+    with pytest.warns(UserWarning, match="mask/train, mask/valid: lists of demonstrations that are not read; all 3"):
+        assert len(load_offline(path, obs_keys=["state"])) == 12
+    with h5py.File(path) as file:
+        chosen = [file["data"][name.decode()] for name in file["mask/train"]]
+        data = load_offline(chosen, obs_keys=["state"])
+    assert data["observation"][:, 1].unique_consecutive().tolist() == [0, 2]

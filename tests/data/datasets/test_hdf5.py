@@ -13,7 +13,7 @@ import pytest
 
 from torchrl_o2o.data.datasets.casting import StoredArray
 from torchrl_o2o.data.datasets.hdf5 import StoredGroup, open_hdf5, read_array
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 h5py = pytest.importorskip("h5py")
 
@@ -42,6 +42,8 @@ def test_a_file_is_a_mapping(path: Path) -> None:
         assert file.get("z") is None
         with pytest.raises(O2ODataError, match="/group is a group; expected an array"):
             read_array(file, "group")
+        with pytest.raises(O2ODataError, match=r"a.hdf5: /group has no z; it holds \['x'\]"):
+            read_array(group, "z")
         with pytest.raises(O2ODataError, match="/type is neither an array nor a group"):
             file["type"]
 
@@ -58,6 +60,11 @@ def test_a_file_that_is_locked_or_away(path: Path, monkeypatch: pytest.MonkeyPat
         opened(PermissionError(13, "Permission denied"))
     with pytest.raises(O2ODataError, match="is damaged or not HDF5"):
         opened(OSError("file signature not found"))
+
+
+def test_a_wrong_option_is_no_damage_of_the_file(path: Path) -> None:
+    with pytest.raises(O2OSpecError, match=r"^got names"), open_hdf5(path):
+        raise O2OSpecError("got names={'terminals': 'success'}")
 
 
 def test_a_link_to_nothing_or_to_itself_is_named(path: Path) -> None:

@@ -23,7 +23,7 @@ from torchrl_o2o.data import check_offline, load_offline
 from torchrl_o2o.data.datasets.columns import ReadOptions
 from torchrl_o2o.data.datasets.minari import check_dataset_id, read_minari
 from torchrl_o2o.envs import make_gym_env
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 minari = pytest.importorskip("minari")
 h5py = pytest.importorskip("h5py")
@@ -335,3 +335,14 @@ def test_entries_are_joined_as_the_environment_joins_them(dataset_root: Path) ->
     torchrl = GymWrapper(envs[order[::-1]])
     with pytest.raises(O2ODataError, match="the data's observation joins"):
         load_offline("toy/goals-v0", env=torchrl)
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "terminations", "truncations"])
+def test_a_missing_array_and_wrong_options_are_no_damage(dataset_root: Path, name: str) -> None:
+    path = write(dataset_root, "toy/lacks-v0", vectors(4, 4)) / "data" / "main_data.hdf5"
+    with pytest.raises(O2OSpecError, match=r"^got names={'terminals': 'success'}, expected each to be one of"):
+        load_offline("toy/lacks-v0", names={"terminals": "success"})
+    with h5py.File(path, "a") as file:
+        del file["episode_1"][name]
+    with pytest.raises(O2ODataError, match=f"main_data.hdf5: /episode_1 has no {name}; it holds"):
+        load_offline("toy/lacks-v0")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from torchrl_o2o.envs.tasks import observation_keys
-from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.errors import O2ODataError, O2OError, O2OSpecError
 
 __all__ = [
     "StoredArray",
@@ -123,7 +123,7 @@ def own_copy(value: Any, origin: str) -> np.ndarray:
         array = np.array(value) if isinstance(value, np.ndarray) else np.asarray(value)
         # A column of a data frame holds its rows, vectors or texts, as objects.
         return np.array(array.tolist()) if array.dtype.hasobject and array.size else array
-    except O2ODataError:
+    except O2OError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, foreign objects
         raise O2ODataError(f"{origin} is not an array ({error}); expected real numbers, one row per step.") from error

@@ -28,6 +28,7 @@ from torchrl_o2o.data.datasets.names import NAMES
 from torchrl_o2o.data.datasets.ogbench import is_ogbench, ogbench_arrays
 from torchrl_o2o.data.datasets.rows import RawRows, rows_from_episodes, rows_from_flat
 from torchrl_o2o.data.datasets.ted import to_transitions
+from torchrl_o2o.data.findings import Finding
 from torchrl_o2o.data.keys import STEPS, TRANSITION, check_padding, has_steps
 from torchrl_o2o.errors import O2ODataError, O2OError
 
@@ -60,7 +61,8 @@ def read_hdf5(path: Path, options: ReadOptions) -> RawDataset:
         demos = _demos(file)
         if demos is None:
             return read_flat(file, str(path), options)
-        return read_episodes(demos, f"{path} (data/demo_0, ...)", options)
+        read = read_episodes(demos, f"{path} (data/demo_0, ...)", options)
+        return replace(read, notes=(*read.notes, *_unread_lists(file, len(demos))))
 
 
 def _demos(file: StoredGroup) -> list[Any] | None:
@@ -70,6 +72,18 @@ def _demos(file: StoredGroup) -> list[Any] | None:
         return None
     names = sorted(filter(_DEMO.fullmatch, data), key=lambda name: int(name[5:]))
     return [data[name] for name in names] or None
+
+
+def _unread_lists(file: StoredGroup, demos: int) -> tuple[Finding, ...]:
+    """A warning of robomimic's lists of demonstrations, such as those of training and validation."""
+    lists = file.get("mask")
+    if not isinstance(lists, StoredGroup) or not len(lists):
+        return ()
+    message = (
+        f"{', '.join(f'mask/{name}' for name in lists)}: lists of demonstrations that are not read; all {demos} "
+        "demonstrations are loaded. To load those of one list, pass them as a list of episodes."
+    )
+    return (Finding("unread_lists", "warning", message, count=len(lists)),)
 
 
 def read_npz(path: Path, options: ReadOptions) -> RawDataset:

@@ -17,7 +17,7 @@ import numpy as np
 
 from torchrl_o2o.data.datasets.casting import StoredArray, check_size, refuse_stand_in
 from torchrl_o2o.data.datasets.optional import require
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, O2OError
 
 __all__ = ["StoredGroup", "open_hdf5", "read_array"]
 
@@ -57,7 +57,7 @@ def open_hdf5(path: Path) -> Iterator[StoredGroup]:
         refuse_stand_in(path)
         with h5py.File(path, "r") as file:
             yield StoredGroup(h5py, file.id, "", str(path))
-    except O2ODataError:
+    except O2OError:  # wrong options, too, are no damage
         raise
     except Exception as error:  # on damaged files HDF5 and h5py can raise any exception
         reason = next((said for words, said in _INTACT.items() if words in str(error)), None)
@@ -176,7 +176,12 @@ def read_array(group: StoredGroup, name: str) -> np.ndarray:
     Raises:
         O2ODataError: if there is no such array, or it declares more than the file can hold.
     """
-    found = group[name]
+    found = group.get(name)
+    if found is None:
+        raise O2ODataError(
+            f"{group.filename}: {group.path} has no {name}; it holds {sorted(group)}. Add the array, or download or "
+            "record the file again."
+        )
     if not isinstance(found, StoredArray):
         raise O2ODataError(f"{group.filename}: {group.path}/{name} is a group; expected an array.")
     return np.asarray(found)

@@ -200,8 +200,8 @@ def _read_episode(file: StoredGroup, number: int, options: ReadOptions, usual: S
     assert isinstance(group, StoredGroup)
     named = [name for name in options.names if name not in _ARRAYS and isinstance(group.get(name), StoredArray)]
     episode = {name: read_array(group, name) for name in (*_ARRAYS[1:], *named)}
-    observations = group["observations"]
+    observations = group.get("observations")
     if isinstance(observations, StoredGroup):
         return episode | {"observations": joined(observations, keys, f"{file.filename}, {group.path[1:]}", usual=usual)}
     refuse_keys(keys, f"the observation of {file.filename}")
-    return episode | {"observations": np.asarray(observations)}
+    return episode | {"observations": read_array(group, "observations")}
