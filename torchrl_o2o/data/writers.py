@@ -35,6 +35,9 @@ class OnlineWriter(Writer):
     The offline slots ``0 .. num_offline - 1`` are never written. When the online slots are full, the oldest online
     transition is overwritten.
 
+    Rows count as one episode up to one that is done. If a collector is stopped in mid-episode and another one writes
+    on, call :meth:`truncate_last` in between, or chunks and slices join the two episodes.
+
     Several threads may write through their replay buffer, whose lock guards the writer. Several processes may not,
     because each would have its own count, so a writer cannot be pickled to another process. Actors in other processes
     send their rows to the learner, see :class:`~torchrl_o2o.collectors.Fleet`, or to a replay service, see
