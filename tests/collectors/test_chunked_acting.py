@@ -174,6 +174,9 @@ def test_fast_actors_carry_chunks_out(kind: str) -> None:
         np.testing.assert_allclose(got, chunk[:, step : step + 1], rtol=1e-5, atol=1e-6)
     act.reset()
     np.testing.assert_allclose(act(observation, noise.numpy()), chunk[:, :1], rtol=1e-5, atol=1e-6)
+    for wrong in ([0], [1, 0], 0, [True], [True, False, True]):  # numbers of rows, and flags of other rows
+        with pytest.raises(O2OSpecError, match=r"got a mask of .*, expected bool \[2\], one flag for each row"):
+            act.reset(np.array(wrong))
     act.reset(np.array([True, False]))  # the second row continues with its chunk
     np.testing.assert_allclose(act(observation, noise.numpy()), [*chunk[:1, :1], *chunk[1:, 1:2]], rtol=1e-5, atol=1e-6)
     assert act(np.ones(3)).shape == (1,)

@@ -306,11 +306,20 @@ class FastActor:
 
         Args:
             mask: the rows to reset, bool [B]; ``None`` (default) resets all.
+
+        Raises:
+            O2OSpecError: if the mask has no flag for each row of the last call.
         """
         if mask is None or self._left is None:
             self._left = None
-        else:
-            self._left[np.asarray(mask, bool)] = 0
+            return
+        flags = np.asarray(mask)
+        if flags.dtype != bool or flags.shape != self._left.shape:  # numbers of rows would be read as flags
+            raise O2OSpecError(
+                f"got a mask of {flags.dtype} and shape {list(flags.shape)}, expected bool [{len(self._left)}], one "
+                "flag for each row of the last call, such as terminated | truncated"
+            )
+        self._left[flags] = 0
 
     def _next(self, horizon: int, observation: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         """The next action of each row's chunk; rows whose chunk is empty get a new one first."""
