@@ -17,6 +17,7 @@ __all__ = [
     "O2ODataError",
     "O2OError",
     "O2OSpecError",
+    "as_float",
     "check_compiler",
     "check_count",
     "check_number",
@@ -119,6 +120,22 @@ def check_count(name: str, value: Any, *, least: int = 0) -> int:
     return number
 
 
+def as_float(value: Any) -> float:
+    """A given number as a float; NaN for a text and what else is no number, which no range contains.
+
+    Args:
+        value: the given value.
+
+    Examples:
+        >>> as_float(1), as_float("1"), as_float(None)
+        (1.0, nan, nan)
+    """
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # no number, or an array of several
+        return math.nan
+
+
 def check_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> None:
     """Raise if a number is not finite or out of range.
 
@@ -139,10 +156,7 @@ def check_number(name: str, value: Any, *, above: float | None = None, least: fl
         Traceback (most recent call last):
         torchrl_o2o.errors.O2OSpecError: got reward_scale=inf, expected a finite number above 0
     """
-    try:
-        number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, RuntimeError):  # no number, or an array of several
-        number = math.nan
+    number = as_float(value)
     fits = (above is None or number > above) and (least is None or number >= least)
     if not fits or not math.isfinite(number):
         bound = f" above {above}" if above is not None else "" if least is None else f" of at least {least}"

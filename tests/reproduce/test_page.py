@@ -23,11 +23,10 @@ def test_the_results_page_is_that_of_the_claims_and_their_results() -> None:
     rows = {claim.name: read_results(ROOT / "benchmarks/claims" / f"{claim.name}.csv") for claim in claims}
     results = {claim.name: collect(claim, Path("/nowhere"), rows[claim.name]) for claim in claims}
     figures = {name: f"figures/{name}.png" for name, own in results.items() if own}
-    found = {path.stem: read_note(path, ROOT / "docs") for path in (ROOT / "benchmarks/claims").glob("*.md")}
-    assert all(results[name] for name in found), "a note explains results"
+    notes = {path.stem: read_note(path, ROOT / "docs") for path in (ROOT / "benchmarks/claims").glob("*.md")}
+    assert all(results[name] for name in notes), "a note explains results"
     assert all((ROOT / "docs" / figure).exists() for figure in figures.values())
     again = "o2o reproduce show --page docs/results.md --figures docs/figures"
-    notes = {name: note for name, note in found.items() if note is not None}
     assert page(claims, results, figures, notes) == (ROOT / "docs/results.md").read_text(), f"write it again: {again}"
     assert [len(results[name]) for name in rows] == [len(own) for own in rows.values()], "rows that no claim asks for"
 

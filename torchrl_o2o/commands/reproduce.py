@@ -118,10 +118,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
     claims, figures = _claims(arguments.claims, arguments, save=True), {}
     seen_from = Path() if arguments.page is None else arguments.page.parent
-    found = {name: read_note(arguments.results / f"{name}.md", seen_from) for name in claims}
-    notes = {name: note for name, note in found.items() if note is not None}
+    notes = {name: read_note(arguments.results / f"{name}.md", seen_from) for name in claims}
     for claim, results in claims.values():
-        print(section(claim, results, note=notes.get(claim.name)))
+        print(section(claim, results, note=notes[claim.name]))
         if arguments.figures is not None:
             arguments.figures.mkdir(parents=True, exist_ok=True)
             figure = arguments.figures / f"{claim.name}.png"

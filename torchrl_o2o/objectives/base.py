@@ -22,7 +22,7 @@ from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator
 from torchrl.objectives.value import TD0Estimator, ValueEstimatorBase
 
 from torchrl_o2o.arguments import ChecksArguments
-from torchrl_o2o.errors import O2OSpecError, check_option
+from torchrl_o2o.errors import O2OSpecError, as_float, check_option
 from torchrl_o2o.functional.noise import GeneratorNoise, NoiseSource
 from torchrl_o2o.modules.boxes import actor_box, inner_edges
 from torchrl_o2o.modules.input_checks import check_parameters
@@ -255,7 +255,7 @@ class TransitionLoss(ChecksArguments, ReadsTransitions):
                 or ``gamma`` is outside [0, 1].
         """
         if "gamma" in hyperparams:
-            if not _is_discount(hyperparams["gamma"]):
+            if not 0.0 <= as_float(hyperparams["gamma"]) <= 1.0:
                 raise O2OSpecError(f"got gamma={hyperparams['gamma']}, expected a discount in [0, 1]")
             hyperparams["gamma"] = float(hyperparams["gamma"])  # a buffer of integers would load 0.99 as 0
         if value_type is None:
@@ -385,13 +385,6 @@ class TransitionLoss(ChecksArguments, ReadsTransitions):
             rows = tensordict.batch_size or next(iter(losses.values())).shape
             return TensorDict(losses, rows)
         return TensorDict({**losses, **{key: value.mean() for key, value in info.items()}}, [])
-
-
-def _is_discount(value: Any) -> bool:
-    try:
-        return not isinstance(value, str) and 0.0 <= float(value) <= 1.0
-    except (TypeError, ValueError, RuntimeError):  # no number, or an array of several
-        return False
 
 
 def _stack_of_one(member: TensorDictModule) -> TensorDictParams:

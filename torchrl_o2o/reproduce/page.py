@@ -79,7 +79,7 @@ def page(
     claims: Iterable[Claim],
     results: Mapping[str, Sequence[Result]],
     figures: Mapping[str, str] | None = None,
-    notes: Mapping[str, str] | None = None,
+    notes: Mapping[str, str | None] | None = None,
 ) -> str:
     """Write the results page of several claims.
 
