@@ -13,8 +13,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase, cat
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.data.keys import EPISODE, cut_off_, stored_keys
-from torchrl_o2o.data.transforms import check_horizon, check_one_step, n_step
+from torchrl_o2o.data.keys import EPISODE, check_one_step, cut_off_, stored_keys
+from torchrl_o2o.data.transforms.steps import check_horizon, n_step
 from torchrl_o2o.errors import O2OSpecError
 
 __all__ = ["EpisodeRows"]

@@ -21,6 +21,7 @@ __all__ = [
     "TRANSITION",
     "check_entries",
     "check_flat",
+    "check_one_step",
     "check_padding",
     "check_steps",
     "cut_off_",
@@ -226,6 +227,27 @@ def with_steps(keys: Sequence[NestedKey], data: TensorDictBase) -> tuple[NestedK
         ('action', 'steps_to_next_obs')
     """
     return (*keys, STEPS) if has_steps(data) and STEPS not in keys else tuple(keys)
+
+
+def check_one_step(data: TensorDictBase, what: str) -> None:
+    """Raise for rows over several steps, whose rewards are sums and whose next observations are several steps ahead.
+
+    Args:
+        data: transitions.
+        what: name of the quantity that needs single steps, for the message.
+
+    Raises:
+        O2ODataError: if the data have ``"steps_to_next_obs"``.
+
+    Examples:
+        >>> from torchrl_o2o.testing import random_transitions
+        >>> check_one_step(random_transitions(4, 3, 2), "a Monte-Carlo return")
+    """
+    if has_steps(data):
+        raise O2ODataError(
+            f"the transitions have {STEPS!r}, so their rewards are sums over n steps, from which {what} cannot be "
+            "computed; apply n_step last"
+        )
 
 
 def check_steps(data: TensorDictBase) -> None:

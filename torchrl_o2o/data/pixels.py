@@ -23,8 +23,7 @@ from torchrl_o2o.data.audit import audit
 from torchrl_o2o.data.datasets.names import speaks_of_ends
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.frames import FrameStorage
-from torchrl_o2o.data.keys import CONVENTION_APPLIED, EPISODE, TRANSITION
-from torchrl_o2o.data.transforms import check_one_step
+from torchrl_o2o.data.keys import CONVENTION_APPLIED, EPISODE, TRANSITION, check_one_step
 from torchrl_o2o.errors import O2ODataError
 
 __all__ = ["PixelData", "as_frames", "pixel_data", "stack_numbers", "stack_rows"]

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.episodes import number_episodes
-from torchrl_o2o.data.keys import check_entries
-from torchrl_o2o.data.transforms import check_one_step
+from torchrl_o2o.data.keys import check_entries, check_one_step
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count, check_number, check_state
 
 __all__ = ["TrajectoryReplay", "returns_to_go"]
