@@ -189,6 +189,11 @@ def test_what_it_cannot_do_it_says() -> None:
         FastActor(trained("standard"), stats=ObservationStats(*torch.ones(2, 1)))
     with pytest.raises(O2OSpecError, match=r"shape \(4,\), expected \[5\] or \[B, 5\]"):
         FastActor(trained("standard"))(np.zeros(4))
+    for chosen in ({"joint": np.zeros(3), "target": np.zeros(2)}, [[0.0], [1.0, 2.0]]):
+        with pytest.raises(
+            O2OSpecError, match=r"no array of numbers.*expected \[5\].* join the entries of a dictionary"
+        ):
+            FastActor(trained("standard"))(chosen)  # pyright: ignore[reportArgumentType]
 
 
 def test_parts_of_averaged_actors() -> None:

@@ -10,13 +10,33 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from torchrl_o2o.commands.cli import main
 
 pytest.importorskip("minari")
 pytest.importorskip("mujoco")
+h5py = pytest.importorskip("h5py")
 NAME = "o2o/hopper/random-v0"
+ARM = """
+import gymnasium
+from gymnasium import spaces
+
+
+class ItsArm(gymnasium.Env):
+    observation_space = spaces.Dict({"joint": spaces.Box(-9, 9, (2,)), "target": spaces.Box(-9, 9, (3,))})
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+gymnasium.register("ItsArm-v0", entry_point="its_arm:ItsArm", max_episode_steps=4)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +68,24 @@ def test_a_check_that_fails_says_so_in_its_status(capsys: pytest.CaptureFixture[
     report = json.loads(capsys.readouterr().out)
     codes = [finding["code"] for finding in report["findings"] if finding["severity"] == "error"]
     assert codes == ["observation_shape", "action_shape"]
+
+
+def test_a_check_joins_the_environments_entries_as_those_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "its_arm.py").write_text(ARM)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with h5py.File(tmp_path / "log.hdf5", "w") as file:
+        for name, width in (("joint", 2), ("target", 3)):
+            file[f"observations/{name}"] = np.random.default_rng(width).normal(size=(8, width))
+        file["actions"], file["rewards"] = np.linspace(-1, 1, 8)[:, None], np.arange(8.0)
+        file["terminals"], file["timeouts"] = np.zeros(8), np.arange(8) % 4 == 3
+    asked = ["data", "check", f"path:{tmp_path}/log.hdf5", "--env", "its_arm:ItsArm-v0", "--allow-modules", "its_arm"]
+    assert main([*asked, "--obs-keys", "target", "joint"]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    assert main([*asked, "--obs-keys", "target"]) == 0  # the policy sees only this entry, in training too
+    assert main(asked) == 2
+    assert "observes ['joint', 'target'], not" in capsys.readouterr().err
 
 
 def test_json_and_a_picture(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

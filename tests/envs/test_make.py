@@ -127,7 +127,7 @@ def test_goal_observations_are_concatenated_in_order(probe, space_keys, keys, ex
         ({"observation": spaces.Discrete(3)}, "expected a Box of one dimension. .* gymnasium.wrappers.FlattenObserv"),
         ({"observation": spaces.Box(0, 255, (8, 8, 3), np.float32)}, "expected uint8 images"),
         ({"observation": spaces.Box(0, 255, (8, 8), np.uint8)}, "one dimension"),
-        ({"observation": goal_space("other")}, "observation keys are"),
+        ({"observation": goal_space("other")}, "observes \\['other'\\], not .*desired_goal.*; pass observation_keys"),
         ({"observation": spaces.Dict({"observation": spaces.Discrete(2)})}, "observation\\['observation'\\]"),
     ],
 )
@@ -146,6 +146,11 @@ def test_an_unknown_id_names_close_matches():
         make_gym_env("HalfCheetah5")
     with pytest.raises(O2OSpecError, match="o2o/PointMaze-Medium-v0"):
         make_gym_env("o2o/PointMaze-medium-v0")
+
+
+def test_an_id_that_a_module_of_the_user_registers_has_to_name_it():
+    with pytest.raises(O2OSpecError, match=r"name the module as well: 'my_module:MyArm-v0'"):
+        make_gym_env("MyArm-v0")
 
 
 def _needs_mujoco(**kwargs):

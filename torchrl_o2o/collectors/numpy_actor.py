@@ -353,7 +353,13 @@ class FastActor:
         if [1 for own, name, place in self._viewed if (value := own.get(name)) is None or value.data_ptr() != place]:
             self.refresh()
         check_unmasked("numbers of an observation", observation)
-        features = np.asarray(observation, dtype=self._dtype)
+        try:
+            features = np.asarray(observation, dtype=self._dtype)
+        except (TypeError, ValueError) as error:
+            raise O2OSpecError(
+                f"got an observation that is no array of numbers ({type(observation).__name__}: {error}), expected "
+                f"[{self._width}] or [B, {self._width}]; join the entries of a dictionary in the order of the training"
+            ) from error
         if features.ndim not in (1, 2) or features.shape[-1] != self._width:
             raise O2OSpecError(
                 f"got observations of shape {features.shape}, expected [{self._width}] or [B, {self._width}]"

@@ -283,14 +283,21 @@ def _shown(value: Any) -> str:
 
 def _check(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import check_offline
-    from torchrl_o2o.envs import make_gym_env
 
-    env = arguments.env
-    if arguments.allow_modules and env is not None:
-        env = make_gym_env(env, allow_modules=arguments.allow_modules)
+    env = _joined_alike(arguments) if arguments.env is not None and arguments.allow_modules else arguments.env
     report = check_offline(arguments.source, env=env, **reading(arguments), **actions(arguments))
     print(_json(report.to_dict()) if arguments.json else report)
     return 0 if report.ok else 1
+
+
+def _joined_alike(arguments: argparse.Namespace) -> Any:
+    """The environment, whose observation has the entries that are read from the data."""
+    from torchrl_o2o.envs.make import make_gym_env, observes_dictionary
+
+    known: dict[str, Any] = {"allow_modules": arguments.allow_modules}
+    if arguments.obs_keys is not None and observes_dictionary(arguments.env, **known):
+        known["observation_keys"] = arguments.obs_keys
+    return make_gym_env(arguments.env, **known)
 
 
 def _coverage(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,15 @@ from torchrl_o2o.envs.tasks import TASKS, observation_keys
 from torchrl_o2o.envs.video import drawing_env
 from torchrl_o2o.errors import O2OSpecError, check_seed
 
-__all__ = ["TRUSTED_MODULES", "make_env", "make_gym_env", "mujoco_warnings", "own_spec", "seed_everything"]
+__all__ = [
+    "TRUSTED_MODULES",
+    "make_env",
+    "make_gym_env",
+    "mujoco_warnings",
+    "observes_dictionary",
+    "own_spec",
+    "seed_everything",
+]
 
 #: Modules whose environments are trusted.
 TRUSTED_MODULES = ("gymnasium", "gymnasium_robotics", "torchrl_o2o")
@@ -306,7 +314,8 @@ def _trusted_spec(env_id: str, trusted: tuple[str, ...]) -> EnvSpec:
         gymnasium.register_envs(importlib.import_module("gymnasium_robotics"))
     spec = gymnasium.registry.get(name)
     if spec is None:
-        raise O2OSpecError(_unknown(name, list(gymnasium.registry)))
+        hint = "" if module else f" If a module of yours registers it, name the module as well: 'my_module:{name}'."
+        raise O2OSpecError(_unknown(name, list(gymnasium.registry)) + hint)
     for entry_point in (spec.entry_point, *(wrapper.entry_point for wrapper in spec.additional_wrappers)):
         source = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "?")
         _check_trusted(env_id, source.partition(":")[0], trusted)
@@ -317,8 +326,8 @@ def _check_trusted(env_id: str, module: str, trusted: tuple[str, ...]) -> None:
     if not any(module == root or module.startswith(f"{root}.") for root in trusted):
         raise O2OSpecError(
             f"environment {env_id!r} would run code of the module {module!r}; trusted are {', '.join(trusted)}. "
-            f"If you trust it, pass allow_modules=({module.partition('.')[0]!r},): --allow-modules of `o2o`, "
-            "env.allow_modules=[...] of a script with task=custom."
+            f"If you trust it, pass allow_modules=({module.partition('.')[0]!r},) to make_gym_env: --allow-modules of "
+            "`o2o`, env.allow_modules=[...] of a script with task=custom."
         )
 
 
@@ -334,6 +343,27 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def _parts(space: spaces.Space) -> list[spaces.Space]:
     return list(space.values()) if isinstance(space, spaces.Dict) else [space]
+
+
+def observes_dictionary(env_id: str, *, allow_modules: Sequence[str] = ()) -> bool:
+    """Whether ``observation_keys`` of :func:`make_gym_env` choose what an environment observes.
+
+    Args:
+        env_id: as for :func:`make_gym_env`.
+        allow_modules: trusted modules besides :data:`TRUSTED_MODULES`.
+
+    Raises:
+        O2OSpecError: if the id is unknown or not trusted, or a dependency is missing.
+
+    Examples:
+        >>> observes_dictionary("Pendulum-v1")
+        False
+    """
+    task = _own_task(env_id) if env_id.startswith(_OWN_NAMESPACE) else None
+    name, kwargs = (env_id, {}) if task is None else (task.env_id, task.kwargs)
+    spec = own_spec(name) or _trusted_spec(name, (*TRUSTED_MODULES, *allow_modules))
+    with closing(_build(spec, None, kwargs)) as env:
+        return isinstance(env.observation_space, spaces.Dict)
 
 
 def _is_image(space: spaces.Space) -> bool:
@@ -373,9 +403,10 @@ def _goal_keys(env_id: str, space: spaces.Dict, keys: Sequence[str] | None) -> t
         keys = [key for key in observation_keys(env_id) if key in space.spaces]
     missing = [key for key in keys if key not in space.spaces]
     if missing or not keys:
+        expected = list(keys) or list(observation_keys(""))
         raise O2OSpecError(
-            f"{env_id} observes {sorted(space.spaces)}, but the observation keys are {list(keys)}; "
-            "pass observation_keys with entries that it has."
+            f"{env_id} observes {sorted(space.spaces)}, not {expected}; pass observation_keys with entries that it "
+            "has, and the same as obs_keys of its data."
         )
     return tuple(keys)
 

@@ -14,7 +14,7 @@ import torch
 from torchrl_o2o.data import load_offline
 from torchrl_o2o.data.datasets.rows import cast_column, rows_from_episodes, rows_from_flat
 from torchrl_o2o.data.datasets.ted import to_transitions
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 
 Arrays = dict[str, np.ndarray]
 
@@ -125,6 +125,15 @@ def test_lengths_that_differ_are_listed(flat: Arrays) -> None:
 def test_missing_arrays_are_named() -> None:
     with pytest.raises(O2ODataError, match=r"toy has no observations, actions; it holds \['rewards', 'x'\]"):
         rows_from_flat({"rewards": np.zeros(3), "x": np.zeros(3)}, max_episode_steps=None, origin="toy")
+
+
+def test_parts_of_an_observation_have_to_be_joined_first(flat: Arrays) -> None:
+    flat["joint"] = flat.pop("observations")
+    with pytest.raises(O2ODataError, match=r"has no observations.* have to be joined first"):
+        rows_from_flat(flat, max_episode_steps=5, origin="toy")
+    names = {"joint": "observations", "rewards": "observations"}
+    with pytest.raises(O2OSpecError, match=r"two arrays are observations.* or join them"):
+        rows_from_flat(flat, max_episode_steps=5, origin="toy", names=names)
 
 
 def test_episodes_with_one_more_observation_lose_nothing(episodes: list[Arrays]) -> None:

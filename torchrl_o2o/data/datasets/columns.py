@@ -162,7 +162,8 @@ def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> 
     twice = sorted({role for role in said if said.count(role) > 1})
     if twice:
         raise O2OSpecError(
-            f"got names={names}, in which two arrays are {twice[0]}; expected one; give the others the role 'ignore'"
+            f"got names={names}, in which two arrays are {twice[0]}; expected one; give the others the role 'ignore', "
+            "or join them to one array first"
         )
     absent = [name for name in names if _at(source, name) is None]
     if absent:
@@ -180,7 +181,8 @@ def _roles(source: Mapping[str, Any], names: Mapping[str, str], origin: str) -> 
     if missing:
         raise O2ODataError(
             f"{origin} has no {', '.join(missing)}; it holds {sorted(map(str, source))}. Say what they are with names, "
-            f"such as names={{...: {missing[0]!r}}}."
+            f"such as names={{...: {missing[0]!r}}}. Arrays that are parts of one, such as entries of an observation, "
+            "have to be joined first, or given as a dictionary in its place."
         )
     return roles
 

@@ -136,7 +136,9 @@ def _members(archive: zipfile.ZipFile, needed: Collection[str]) -> dict[str, Sto
     arrays = {info.filename.removesuffix(".npy"): _member(archive, info) for info in members}
     objects = [name for name, stored in arrays.items() if name in needed and stored.dtype.hasobject]
     if objects:
-        raise ValueError(f"Object arrays cannot be loaded: {', '.join(objects)}")
+        raise ValueError(
+            f"Object arrays cannot be loaded: {', '.join(objects)}; store each entry as an array of numbers"
+        )
     return arrays
 
 
