@@ -118,7 +118,8 @@ train("sac")
 from torchrl_o2o.record import write_report
 
 report = write_report([runs], runs / "report", levels={"mean of the logs": describe_offline(arrays).returns.mean})
-print("\n".join(line for line in report.read_text().splitlines() if line.startswith("| Pendulum"))[:200])
+table = report.read_text().partition("| task")[2].partition("\n\n")[0]
+print(f"| task{table}")
 
 # %%
 # .. the figure that the report shows, drawn here from the same file

@@ -35,7 +35,7 @@ offline = load_offline(arrays, env="Pendulum-v1", action_bounds=(-2.0, 2.0))
 # %%
 # The learner
 # -----------
-# Networks, update and buffer are the same as for a run in one process. They do not depend on the actors.
+# Networks and update are the same as for a run in one process. They do not depend on the actors.
 import torch
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.objectives import SoftUpdate
@@ -64,12 +64,6 @@ update = Update(
     Descend("actor", adam(loss.actor_network_params)),
     Descend("alpha", adam(loss.temperature)),
 )
-buffer = TensorDictReplayBuffer(
-    storage=offline_online_storage(offline, online_capacity=TOTAL),
-    sampler=BalancedSampler(len(offline)),
-    writer=OnlineWriter(len(offline)),
-    batch_size=2 * 128,
-)
 
 # %%
 # The actors
@@ -90,11 +84,19 @@ actors = ProcessActors(partial(make_gym_env, "Pendulum-v1"), actor, seed=0)
 # :class:`~torchrl_o2o.collectors.Fleet` yields the transitions that have arrived, sometimes none. ``fleet.updates(n)``
 # yields one update per transition on average, with a deviation of at most ``slack``. So the learner continues to train
 # while no transitions are queued, and otherwise stores them first.
+#
+# The buffer is built in the function, because each actor's process imports this script and has no use for a buffer.
 from torchrl_o2o.trainers import evaluate
 
 
 def learn() -> tuple[Fleet, list[tuple[int, float]], list[dict[str, float]]]:
     """Train; returns the fleet, the learning curve, and what the fleet measured at each update."""
+    buffer = TensorDictReplayBuffer(
+        storage=offline_online_storage(offline, online_capacity=TOTAL),
+        sampler=BalancedSampler(len(offline)),
+        writer=OnlineWriter(len(offline)),
+        batch_size=2 * 128,
+    )
     fleet = Fleet(actors, offline, num_actors=2, total_frames=TOTAL, init_random_frames=200, slack=10)
     curve, seen = [], []
     with fleet:

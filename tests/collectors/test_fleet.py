@@ -236,6 +236,16 @@ def test_updates_stay_within_the_bound(slack: int):
     assert crew.state_dict()["owed"] == stored - made
 
 
+def test_no_update_is_made_before_the_first_transition():
+    """A batch would be of the data alone, of which a balanced sampler warns."""
+    crew = scripted(endless, slack=4)
+    assert list(crew.updates(0)) == []
+    assert list(crew.updates(1)) == [0, -1, -2, -3, -4]
+    other = scripted(endless, slack=4)
+    other.load_state_dict({**crew.state_dict(), "frames": 1, "owed": 0})
+    assert list(other.updates(0)) == [-1, -2, -3, -4], "a resumed run has rows of its own"
+
+
 def test_random_actions_come_first_and_versions_go_up():
     crew = scripted(endless, init_random_frames=10)
     with crew:

@@ -175,6 +175,8 @@ class Fleet:
     def updates(self, transitions: int) -> Iterator[int]:
         """Iterate over the updates that are due or allowed after new transitions.
 
+        Before the first transition there are none, because a batch would have offline rows only.
+
         Args:
             transitions: number of transitions that were stored since the last call.
 
@@ -182,7 +184,8 @@ class Fleet:
             T - U, including this update.
         """
         self.owed += transitions
-        while self.owed > self.slack or (self.owed > -self.slack and self._queue.empty()):
+        ahead = self.slack if self.frames or transitions else 0
+        while self.owed > self.slack or (self.owed > -ahead and self._queue.empty()):
             self.owed -= 1
             yield self.owed
 
