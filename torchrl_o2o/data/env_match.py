@@ -303,7 +303,7 @@ def _gym_facts(env: gymnasium.Env) -> EnvFacts:
 
 def _joined(env: gymnasium.Env) -> tuple[tuple[str, ...], frozenset[str]]:
     """The entries that a wrapper joins into one vector, in order, and all entries; empty without such a wrapper."""
-    from torchrl_o2o.envs.make import concatenated_keys  # imported late, as above
+    from torchrl_o2o.envs.flat_observations import concatenated_keys  # imported late, as above
 
     while isinstance(env, gymnasium.Wrapper):
         inner = env.env.observation_space

@@ -13,7 +13,10 @@ from collections.abc import Iterable, Iterator
 import gymnasium
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
-from gymnasium.wrappers import NormalizeObservation, NormalizeReward
+from gymnasium.wrappers import (
+    NormalizeObservation,
+    NormalizeReward,
+)
 from gymnasium.wrappers import vector as vector_wrappers
 
 from torchrl_o2o.errors import O2OSpecError
@@ -24,6 +27,7 @@ __all__ = [
     "check_continuous",
     "check_reset",
     "check_spaces",
+    "check_vector",
     "env_name",
     "layers_of",
     "warn_of_running_statistics",
@@ -209,3 +213,30 @@ def layers_of(env: gymnasium.Env | VectorEnv) -> Iterator[gymnasium.Env | Vector
 def env_name(env: gymnasium.Env | VectorEnv) -> str:
     """The name of an environment in messages: its id, or its class."""
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def check_vector(env_id: str, name: str, space: spaces.Space) -> spaces.Box:
+    """Raise unless a space is a box of one dimension.
+
+    Args:
+        env_id: the environment's name, for the message.
+        name: what the space is of, such as ``"observation"``.
+        space: the space.
+
+    Returns:
+        The same space.
+
+    Raises:
+        O2OSpecError: if it is another space.
+
+    Examples:
+        >>> check_vector("Pendulum-v1", "observation", spaces.Box(-1.0, 1.0, (3,)))
+        Box(-1.0, 1.0, (3,), float32)
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        wrapper = "FlattenObservation" if name.startswith("observation") else "TransformAction"
+        raise O2OSpecError(
+            f"{name} of {env_id} is {space}; expected a Box of one dimension. Register the environment wrapped in "
+            f"gymnasium.wrappers.{wrapper}."
+        )
+    return space

@@ -29,14 +29,16 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
-from gymnasium.wrappers import FilterObservation, TransformAction, TransformObservation
+from gymnasium.wrappers import FilterObservation
 from torchrl.envs import EnvBase, GymWrapper
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.envs.checks import check_continuous, check_reset
+from torchrl_o2o.envs.checks import check_reset
+from torchrl_o2o.envs.flat_observations import chosen_keys, flat_observation, is_vector, sees_images
 from torchrl_o2o.envs.outputs import CheckedEnv
 from torchrl_o2o.envs.pixels import RenderedFrames, RepeatAction, StackFrames
-from torchrl_o2o.envs.tasks import TASKS, observation_keys
+from torchrl_o2o.envs.tasks import TASKS
+from torchrl_o2o.envs.units import unit_actions
 from torchrl_o2o.envs.video import drawing_env
 from torchrl_o2o.errors import O2OSpecError, check_seed
 
@@ -218,14 +220,15 @@ def make_gym_env(
     if action_repeat != 1:
         env = RepeatAction(env, action_repeat)
     if render_size is not None:
-        vectors = _is_vector(env.observation_space)
-        env = RenderedFrames(_flat_observation(env, env_id, observation_keys) if vectors else env, render_size)
+        if observation_keys is not None or is_vector(env.observation_space):
+            env = flat_observation(env, env_id, observation_keys)
+        env = RenderedFrames(env, render_size)
         observation_keys = None
-    sees = any(_is_image(part) for part in _parts(env.observation_space))
+    sees = sees_images(env.observation_space)
     if sees and isinstance(env.observation_space, spaces.Dict) and observation_keys is not None:
-        keys = _goal_keys(env_id, env.observation_space, observation_keys)
+        keys = chosen_keys(env_id, env.observation_space, observation_keys)
         env = FilterObservation(env, keys)
-    env = StackFrames(env, num_stack) if sees else _flat_observation(env, env_id, observation_keys)
+    env = StackFrames(env, num_stack) if sees else flat_observation(env, env_id, observation_keys)
     env = unit_actions(env, env_id)
     if seed is not None:
         env.reset(seed=check_seed(seed))
@@ -341,10 +344,6 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"environment {name!r} is not registered. {hint} Give the full id with its version."
 
 
-def _parts(space: spaces.Space) -> list[spaces.Space]:
-    return list(space.values()) if isinstance(space, spaces.Dict) else [space]
-
-
 def observes_dictionary(env_id: str, *, allow_modules: Sequence[str] = ()) -> bool:
     """Whether ``observation_keys`` of :func:`make_gym_env` choose what an environment observes.
 
@@ -364,157 +363,3 @@ def observes_dictionary(env_id: str, *, allow_modules: Sequence[str] = ()) -> bo
     spec = own_spec(name) or _trusted_spec(name, (*TRUSTED_MODULES, *allow_modules))
     with closing(_build(spec, None, kwargs)) as env:
         return isinstance(env.observation_space, spaces.Dict)
-
-
-def _is_image(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and len(space.shape) == 3
-
-
-def _is_vector(space: spaces.Space) -> bool:
-    """Whether a policy could read it as one vector."""
-    parts = [space[key] for key in observation_keys("") if key in space] if isinstance(space, spaces.Dict) else [space]
-    return any(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in parts)
-
-
-def _flat_observation(env: gymnasium.Env, env_id: str, keys: Sequence[str] | None) -> gymnasium.Env:
-    space = env.observation_space
-    if isinstance(space, spaces.Dict):
-        return _concatenated_observation(env, env_id, space, _goal_keys(env_id, space, keys))
-    if keys is not None:
-        raise O2OSpecError(
-            f"observation_keys={tuple(keys)} were given, but {env_id} observes {space}, expected a dictionary; leave "
-            "them out."
-        )
-    space = _vector_box(env_id, "observation", space)
-    # Not gymnasium's DtypeObservation: it warns for every float64 environment about the lower precision, which is
-    # intended.
-    with np.errstate(over="ignore"):  # the largest float64 is infinite in float32
-        flat = spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
-    return TransformObservation(env, _float32_copy, flat)
-
-
-def _float32_copy(observation: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # a guard finds values that become infinite
-        return np.array(observation, np.float32)
-
-
-def _goal_keys(env_id: str, space: spaces.Dict, keys: Sequence[str] | None) -> tuple[str, ...]:
-    if keys is None:
-        keys = [key for key in observation_keys(env_id) if key in space.spaces]
-    missing = [key for key in keys if key not in space.spaces]
-    if missing or not keys:
-        expected = list(keys) or list(observation_keys(""))
-        raise O2OSpecError(
-            f"{env_id} observes {sorted(space.spaces)}, not {expected}; pass observation_keys with entries that it "
-            "has, and the same as obs_keys of its data."
-        )
-    return tuple(keys)
-
-
-def _concatenated_observation(
-    env: gymnasium.Env, env_id: str, space: spaces.Dict, keys: tuple[str, ...]
-) -> gymnasium.Env:
-    size = sum(_vector_box(env_id, f"observation[{key!r}]", space[key]).shape[0] for key in keys)
-    flat = spaces.Box(-np.inf, np.inf, (size,), np.float32)
-    return TransformObservation(env, partial(_concatenate, keys=keys), flat)
-
-
-def concatenated_keys(env: gymnasium.Env) -> tuple[str, ...]:
-    """The entries of a dictionary observation that a wrapper of :func:`make_gym_env` joins, in order; empty for others.
-
-    Args:
-        env: one wrapper.
-
-    Examples:
-        >>> import gymnasium
-        >>> concatenated_keys(gymnasium.make("Pendulum-v1"))
-        ()
-    """
-    function = getattr(env, "func", None)
-    if isinstance(function, partial) and function.func is _concatenate:
-        return tuple(function.keywords["keys"])
-    return ()
-
-
-def _concatenate(observation: Mapping[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray:
-    return np.concatenate([observation[key] for key in keys], dtype=np.float32, casting="same_kind")
-
-
-def _vector_box(env_id: str, name: str, space: spaces.Space) -> spaces.Box:
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        wrapper = "FlattenObservation" if name.startswith("observation") else "TransformAction"
-        raise O2OSpecError(
-            f"{name} of {env_id} is {space}; expected a Box of one dimension. Register the environment wrapped in "
-            f"gymnasium.wrappers.{wrapper}."
-        )
-    return space
-
-
-def unit_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
-    """Make an environment take actions in [-1, 1], as in :func:`make_gym_env`.
-
-    Args:
-        env: the environment.
-        env_id: its name, for messages.
-
-    Raises:
-        O2OSpecError: if its actions are discrete or not a bounded vector.
-
-    Examples:
-        >>> unit_actions(gymnasium.make("Pendulum-v1"), "Pendulum-v1").action_space
-        Box(-1.0, 1.0, (1,), float32)
-    """
-    space = env.action_space
-    if not (isinstance(space, spaces.Box) and space.dtype.kind in "iu"):
-        check_continuous(space, env_id)
-    space = _vector_box(env_id, "the action space", space)
-    if not space.is_bounded():
-        raise O2OSpecError(f"the action space of {env_id} is {space}; expected finite bounds to scale to.")
-    unit = spaces.Box(-1.0, 1.0, space.shape, np.float32)
-    if space == unit:
-        return TransformAction(env, partial(np.clip, a_min=-1.0, a_max=1.0), unit)
-    return TransformAction(env, partial(_native_action, low=space.low, high=space.high), unit)
-
-
-def is_unit_actions(layer: TransformAction) -> bool:
-    """Whether a wrapper is one of :func:`unit_actions`.
-
-    Args:
-        layer: any wrapper of actions.
-
-    Examples:
-        >>> is_unit_actions(unit_actions(gymnasium.make("Pendulum-v1"), "Pendulum-v1"))
-        True
-    """
-    return isinstance(layer.func, partial) and layer.func.func in (np.clip, _native_action)
-
-
-def from_unit(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Map [-1, 1] to bounds, in float64 so that -1 and 1 give the exact bounds; nothing is clipped.
-
-    Args:
-        action: shape [A].
-        low: lower bounds, shape [A].
-        high: upper bounds, shape [A].
-
-    Examples:
-        >>> from_unit(np.array([0.5]), np.array([0.0]), np.array([4.0]))
-        array([3.])
-    """
-    ends = low.astype(np.float64) / 2.0, high.astype(np.float64) / 2.0
-    return (ends[0] + ends[1]) + (ends[1] - ends[0]) * action
-
-
-def _native_action(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Map from [-1, 1] to the bounds and their dtype."""
-    if np.shape(action) != low.shape:  # numpy would broadcast it
-        raise O2OSpecError(f"got an action of shape {list(np.shape(action))}, expected {list(low.shape)}")
-    scaled = from_unit(np.clip(action, -1.0, 1.0), low, high)
-    if low.dtype.kind == "f":
-        return np.clip(scaled.astype(low.dtype), low, high)
-    if np.isnan(scaled).any():
-        raise O2OSpecError(f"got the action {action}, expected numbers in [-1, 1]")
-    scaled = np.rint(scaled)
-    # The edges are not cast: float64 lacks the largest int64, and what it has instead would become the smallest one.
-    inside = (low < scaled) & (scaled < high)
-    return np.where(inside, np.where(inside, scaled, 0.0).astype(low.dtype), np.where(scaled > low, high, low))

@@ -14,11 +14,19 @@ from gymnasium import spaces
 from gymnasium.wrappers import RescaleAction, TransformAction, TransformObservation
 from numpy.typing import ArrayLike
 
-from torchrl_o2o.envs.checks import layers_of
-from torchrl_o2o.envs.make import from_unit, is_unit_actions, unit_actions
+from torchrl_o2o.envs.checks import check_continuous, check_vector, layers_of
 from torchrl_o2o.errors import O2OSpecError
 
-__all__ = ["check_actions", "is_standardized", "match_actions", "native_action_space", "standardized"]
+__all__ = [
+    "check_actions",
+    "from_unit",
+    "is_standardized",
+    "is_unit_actions",
+    "match_actions",
+    "native_action_space",
+    "standardized",
+    "unit_actions",
+]
 
 
 def native_action_space(env: gymnasium.Env) -> spaces.Box:
@@ -185,3 +193,73 @@ def _takes(space: spaces.Space, low: np.ndarray, high: np.ndarray) -> bool:
     bounded = np.isfinite(own_low) & np.isfinite(own_high)
     equal = (own_low == low) & (own_high == high)
     return bool(np.where(bounded, equal, (own_low <= low) & (high <= own_high)).all())
+
+
+def unit_actions(env: gymnasium.Env, env_id: str) -> gymnasium.Env:
+    """Make an environment take actions in [-1, 1], as in :func:`make_gym_env`.
+
+    Args:
+        env: the environment.
+        env_id: its name, for messages.
+
+    Raises:
+        O2OSpecError: if its actions are discrete or not a bounded vector.
+
+    Examples:
+        >>> unit_actions(gymnasium.make("Pendulum-v1"), "Pendulum-v1").action_space
+        Box(-1.0, 1.0, (1,), float32)
+    """
+    space = env.action_space
+    if not (isinstance(space, spaces.Box) and space.dtype.kind in "iu"):
+        check_continuous(space, env_id)
+    space = check_vector(env_id, "the action space", space)
+    if not space.is_bounded():
+        raise O2OSpecError(f"the action space of {env_id} is {space}; expected finite bounds to scale to.")
+    unit = spaces.Box(-1.0, 1.0, space.shape, np.float32)
+    if space == unit:
+        return TransformAction(env, partial(np.clip, a_min=-1.0, a_max=1.0), unit)
+    return TransformAction(env, partial(_native_action, low=space.low, high=space.high), unit)
+
+
+def is_unit_actions(layer: TransformAction) -> bool:
+    """Whether a wrapper is one of :func:`unit_actions`.
+
+    Args:
+        layer: any wrapper of actions.
+
+    Examples:
+        >>> is_unit_actions(unit_actions(gymnasium.make("Pendulum-v1"), "Pendulum-v1"))
+        True
+    """
+    return isinstance(layer.func, partial) and layer.func.func in (np.clip, _native_action)
+
+
+def from_unit(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Map [-1, 1] to bounds, in float64 so that -1 and 1 give the exact bounds; nothing is clipped.
+
+    Args:
+        action: shape [A].
+        low: lower bounds, shape [A].
+        high: upper bounds, shape [A].
+
+    Examples:
+        >>> from_unit(np.array([0.5]), np.array([0.0]), np.array([4.0]))
+        array([3.])
+    """
+    ends = low.astype(np.float64) / 2.0, high.astype(np.float64) / 2.0
+    return (ends[0] + ends[1]) + (ends[1] - ends[0]) * action
+
+
+def _native_action(action: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Map from [-1, 1] to the bounds and their dtype."""
+    if np.shape(action) != low.shape:  # numpy would broadcast it
+        raise O2OSpecError(f"got an action of shape {list(np.shape(action))}, expected {list(low.shape)}")
+    scaled = from_unit(np.clip(action, -1.0, 1.0), low, high)
+    if low.dtype.kind == "f":
+        return np.clip(scaled.astype(low.dtype), low, high)
+    if np.isnan(scaled).any():
+        raise O2OSpecError(f"got the action {action}, expected numbers in [-1, 1]")
+    scaled = np.rint(scaled)
+    # The edges are not cast: float64 lacks the largest int64, and what it has instead would become the smallest one.
+    inside = (low < scaled) & (scaled < high)
+    return np.where(inside, np.where(inside, scaled, 0.0).astype(low.dtype), np.where(scaled > low, high, low))
