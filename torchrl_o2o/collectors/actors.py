@@ -24,7 +24,10 @@ from torchrl.envs import Compose, EnvBase, GymWrapper, RewardSum, StepCounter, T
 from torchrl.envs.gym_like import default_info_dict_reader
 
 from torchrl_o2o.collectors.acting_policy import ActingPolicy
-from torchrl_o2o.envs.checks import check_continuous
+from torchrl_o2o.envs.checks import check_continuous, env_name
+from torchrl_o2o.envs.guard import GuardedEnv
+from torchrl_o2o.envs.outputs import CheckedEnv, EnvFaultError, checked_reset, checked_step
+from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import check_count
 
 __all__ = ["Actors", "PublishedActors", "TransitionStream", "actor_env"]
@@ -140,12 +143,19 @@ class PublishedActors:
 def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: bool = False) -> EnvBase:
     """Wrap a gymnasium environment for TorchRL's collectors, with the running return and length of the episode.
 
+    What it returns is copied, as in this package's own collectors, and of the form of its spaces. Values that are not
+    finite pass: the receiver leaves such rows out.
+
     Args:
         make_env: builds it.
         seed: of its resets.
 
     Keyword Args:
         intervened: as of :class:`~torchrl_o2o.collectors.ProcessActors`. Defaults to ``False``.
+
+    Raises:
+        O2OSpecError: if its spaces are not supported, or its actions are not in [-1, 1].
+        EnvFaultError: in a step or a reset, if what comes back is malformed, or an intervention is no action.
 
     Examples:
         >>> from torchrl_o2o.envs import make_gym_env
@@ -154,6 +164,9 @@ def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: b
         tensor([1, 2, 3])
     """
     gym_env = make_env()
+    gym_env = gym_env if isinstance(gym_env, GuardedEnv | CheckedEnv) else _Copied(gym_env)
+    ones = np.ones(gym_env.action_space.shape or ())
+    check_actions(gym_env.action_space, (-ones, ones))
     entries = {"rejected": Unbounded(torch.Size(()))}  # set by a GuardedEnv
     if intervened:
         gym_env = _SaysIntervened(gym_env)
@@ -163,6 +176,16 @@ def actor_env(make_env: Callable[[], gymnasium.Env], seed: int, *, intervened: b
     env = TransformedEnv(env, Compose([RewardSum(), StepCounter()]))
     env.set_seed(seed)
     return env
+
+
+class _Copied(CheckedEnv):
+    """Passes on copies of actions and of what comes back: TorchRL's wrapper shares memory with the environment."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return checked_reset(self.env, self._space, finite=False, seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return checked_step(self.env, np.array(action), self._space, finite=False)
 
 
 class _SaysIntervened(gymnasium.Wrapper):
@@ -180,5 +203,18 @@ class _SaysIntervened(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         *outcome, info = self.env.step(action)
-        given = info.get("intervened", self.nobody.copy())
-        return *outcome, {**info, "intervened": np.asarray(given, np.float32)}  # pyright: ignore[reportReturnType]
+        given = info.get("intervened")
+        executed = self.nobody.copy() if given is None else self._read(given)
+        return *outcome, {**info, "intervened": executed}  # pyright: ignore[reportReturnType]
+
+    def _read(self, given: Any) -> np.ndarray:
+        try:
+            executed = np.array(given, np.float32)
+        except (TypeError, ValueError):
+            executed = None
+        if executed is None or executed.shape != self.nobody.shape:
+            raise EnvFaultError(
+                f"{env_name(self.env)}: got the intervention {given!r}, expected an action of shape "
+                f"{self.nobody.shape}, or None where nobody intervened; correct info['intervened']"
+            )
+        return executed

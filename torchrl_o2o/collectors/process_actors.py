@@ -42,7 +42,7 @@ class ProcessActors(PublishedActors):
         frames_per_batch: number of transitions that an actor sends at once. Defaults to 1.
         intervened: whether transitions carry :data:`~torchrl_o2o.data.INTERVENED`, from ``info["intervened"]`` of the
             environment's steps: the action that was executed instead of the policy's, in the policy's units. Steps
-            without this entry had no intervention. Defaults to ``False``.
+            without this entry, or with ``None``, had no intervention. Defaults to ``False``.
         start_method: ``"forkserver"`` (default) imports the package once for all actors, so that an actor starts in a
             fraction of a second; ``"spawn"`` imports it for each.
 

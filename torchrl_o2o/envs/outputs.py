@@ -206,15 +206,21 @@ class CheckedEnv(gymnasium.Wrapper):
         Raises:
             EnvFaultError: if what comes back is malformed or not finite.
         """
-        return checked_step(self.env, action, self._space)
+        return checked_step(self.env, np.array(action), self._space)  # it may change its argument in place
 
 
-def checked_reset(env: gymnasium.Env, space: spaces.Space, **settings: Any) -> tuple[Observation, dict[str, Any]]:
+def checked_reset(
+    env: gymnasium.Env, space: spaces.Space, *, finite: bool = True, **settings: Any
+) -> tuple[Observation, dict[str, Any]]:
     """Reset an environment without a guard; see :class:`CheckedEnv`.
 
     Args:
         env: the environment.
         space: of its observations.
+
+    Keyword Args:
+        finite: whether values that are not finite raise. Defaults to ``True``; ``False`` where the receiver leaves them
+            out.
         **settings: of ``reset``.
 
     Raises:
@@ -228,17 +234,21 @@ def checked_reset(env: gymnasium.Env, space: spaces.Space, **settings: Any) -> t
     except TypeError:
         check_reset(env)
         raise
-    _require_finite(env, "reset", observation, 0.0)
-    return observation, info
+    if finite:
+        _require_finite(env, "reset", observation, 0.0)
+    return observation, _without_own_mark(env, info)
 
 
-def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Space) -> Step:
+def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Space, *, finite: bool = True) -> Step:
     """Step an environment without a guard; see :class:`CheckedEnv`.
 
     Args:
         env: the environment.
         action: as it takes it.
         space: of its observations.
+
+    Keyword Args:
+        finite: see :func:`checked_reset`. Defaults to ``True``.
 
     Raises:
         EnvFaultError: if what comes back is malformed or not finite.
@@ -251,10 +261,17 @@ def checked_step(env: gymnasium.Env, action: np.ndarray, space: spaces.Space) ->
         if str(error) != _UNPACKED_OLD:
             raise
         raise _fault(env, f"step returned 4 values, expected ({', '.join(_STEP)})") from error
-    _require_finite(env, "step", result[0], result[1])
-    if "rejected" in result[4] and not env.has_wrapper_attr("max_rejected"):
-        del result[4]["rejected"]  # the environment's own entry, which must not be read as a guard's
+    if finite:
+        _require_finite(env, "step", result[0], result[1])
+    _without_own_mark(env, result[4])
     return result
+
+
+def _without_own_mark(env: gymnasium.Env, info: dict[str, Any]) -> dict[str, Any]:
+    """Remove the environment's own entry, which must not be read as a guard's."""
+    if "rejected" in info and not env.has_wrapper_attr("max_rejected"):
+        del info["rejected"]
+    return info
 
 
 def _require_finite(env: gymnasium.Env, where: str, observation: Observation, reward: float) -> None:
