@@ -84,6 +84,22 @@ class TestTanhNormal:
 
 
 class TestNoise:
+    def test_a_sample_that_was_changed_in_place_has_the_density_of_its_new_value_under_inference_mode_too(self):
+        with torch.inference_mode():
+            dist = TanhNormal(torch.full((2,), 20.0), torch.ones(2))
+            action, log_prob = dist.rsample_and_log_prob()
+            assert torch.equal(dist.log_prob(action), log_prob), "exact where tanh saturates"
+            action.mul_(0.5)
+            assert torch.equal(dist.log_prob(action), dist.log_prob(action.clone()))
+
+    @pytest.mark.parametrize("kind", [TanhNormal, BoxNormal])
+    def test_a_mean_in_whole_numbers_does_not_round_the_box(self, kind: Any):
+        dist, same = (kind(loc, torch.ones(1), low=0.5, high=1.5) for loc in (torch.tensor([0]), torch.zeros(1)))
+        assert torch.equal(dist.mode, same.mode)
+        action = same.rsample()
+        assert dist.rsample(noise=torch.zeros(1)).dtype == torch.float32
+        assert torch.equal(dist.log_prob(action.clone()), same.log_prob(action.clone()))
+
     @pytest.mark.parametrize("kind", [TanhNormal, BoxNormal])
     def test_noise_of_another_shape_is_not_broadcast(self, kind: Callable[..., Any]) -> None:
         dist = kind(torch.zeros(3, 2), torch.ones(3, 2))

@@ -108,7 +108,13 @@ def test_scores_of_another_dtype_are_refused() -> None:
 
 
 def test_rewards_of_two_columns_give_no_score() -> None:
+    class Reward(LogPriority):
+        def score(self, tensordict: TensorDictBase) -> torch.Tensor:
+            return tensordict["next", "reward"].squeeze(-1)
+
     rows = make_rows()
     rows["next", "reward"] = rows["next", "reward"].expand(-1, 2)
-    with pytest.raises(O2OSpecError, match=r"TDError gave scores of shape \[2, 2\]"):
+    with pytest.raises(O2OSpecError, match=r"Reward gave scores of shape \[2, 2\]"):
+        Reward()(rows[:2])
+    with pytest.raises(O2OSpecError, match=r"got 'reward' of shape \[2, 2\] for 2 rows, expected one number per row"):
         TDError(make_loss())(rows[:2])

@@ -422,3 +422,14 @@ def test_without_a_compiler_compile_says_what_to_do() -> None:
     nowhere = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with nowhere, pytest.raises(O2OSpecError, match=r"C\+\+ compiler.*CXX"):
         Advantage(make_loss()).compile()
+
+
+@pytest.mark.parametrize("score", [Advantage, TDError])
+def test_an_entry_that_is_missing_is_named(score: Any) -> None:
+    """It was an AttributeError of NoneType."""
+    rate = score(ours("cql"))
+    outcome = ["next", ("next", "observation"), ("next", "reward"), ("next", "terminated")]
+    for key in ["observation", "action", *(outcome if score is TDError else [])]:
+        name = key if isinstance(key, str) else key[1]
+        with pytest.raises(O2OSpecError, match=f"got rows with .*, expected '{name}', which {score.__name__} reads"):
+            rate(make_rows().exclude(key))

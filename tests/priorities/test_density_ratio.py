@@ -65,6 +65,12 @@ def test_density_score_needs_to_know_the_source() -> None:
             make_score()(rows.set("is_offline", rows["is_offline"].to(dtype)))
 
 
+def test_an_entry_that_the_ratio_reads_is_named_if_it_is_missing() -> None:
+    for key in ("observation", "action"):
+        with pytest.raises(O2OSpecError, match=f"expected '{key}', which DensityRatioScore reads"):
+            make_score()(make_rows().exclude(key))
+
+
 def test_temperature_of_the_ratio_must_be_positive() -> None:
     with pytest.raises(O2OSpecError, match="got temperature=0"):
         DensityRatioScore(DensityRatio(3, 2), temperature=0)

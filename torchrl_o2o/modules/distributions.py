@@ -42,6 +42,8 @@ class BoxDistribution(D.Distribution):
     takes_noise = True
 
     def __init__(self, loc: Tensor, scale: Tensor, low: float | Tensor, high: float | Tensor) -> None:
+        if not loc.is_floating_point():  # in its type the box's edges would lose their digits
+            loc = loc.to(scale.dtype if scale.is_floating_point() else torch.get_default_dtype())
         self.loc, self.scale = torch.broadcast_tensors(loc, scale)
         self.low = torch.as_tensor(low, dtype=loc.dtype, device=loc.device)
         self.high = torch.as_tensor(high, dtype=loc.dtype, device=loc.device)
@@ -212,11 +214,18 @@ class TanhNormal(BoxDistribution):
         Returns:
             Log-densities, shape [..., *B].
         """
-        if self._sample is not None and value is self._sample[0] and _version(value) == self._drawn:
+        if self._sample is not None and value is self._sample[0] and self._is_as_drawn(value):
             return self._score(self._sample[1])
         if not self._unit_box:
             value = 2.0 * (value - self.low) / (self.high - self.low) - 1.0
         return self._score(inverse_tanh(value, self.margin))
+
+    def _is_as_drawn(self, sample: Tensor) -> bool:
+        """Whether the last sample was not changed in place since it was drawn."""
+        if not torch.compiler.is_compiling() and sample.is_inference():  # torch counts no changes
+            assert self._sample is not None
+            return torch.equal(sample, self._place(self._sample[1]))
+        return _version(sample) == self._drawn
 
     def entropy(self) -> Tensor:
         """There is no closed form.

@@ -119,7 +119,7 @@ class Advantage(CriticScore):
         Returns:
             Shape [N], on the loss's device.
         """
-        action = tensordict.get(self.loss.tensor_keys.action).to(self._device())
+        action = self._entry(tensordict, self.loss.tensor_keys.action).to(self._device())
         inputs = self._inputs(tensordict, action)
         networks = self._networks(self.critics, self._members(action))
         return torch.cat([self._advantage(networks, *chunk) for chunk in self._chunks(inputs, action)])

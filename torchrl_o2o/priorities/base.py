@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
 from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError, check_number
@@ -89,6 +90,27 @@ class LogPriority(ABC):
         self._changed = changed
         self._num_clamped = self._num_clamped + changed.sum()
         return score.reshape(tensordict.batch_size)
+
+    def _entry(self, rows: TensorDictBase, key: NestedKey) -> Tensor:
+        """An entry that :meth:`score` reads; raises if the rows lack it."""
+        value = rows.get(key, None)
+        if value is None:
+            there = sorted(map(str, rows.keys(include_nested=True, leaves_only=True)))
+            raise O2OSpecError(
+                f"got rows with {there}, expected {key!r}, which {type(self).__name__} reads; pass whole "
+                "transitions, or rename entries with set_keys of its loss and in_keys of its networks"
+            )
+        return value
+
+    def _column(self, rows: TensorDictBase, key: NestedKey) -> Tensor:
+        """An entry with one number per row, as [N]."""
+        value = self._entry(rows, key)
+        if value.numel() != rows.numel():
+            raise O2OSpecError(
+                f"got {key!r} of shape {list(value.shape)} for {rows.numel()} rows, expected one number per row, "
+                "[N, 1]; reduce it to one column"
+            )
+        return value.reshape(-1)
 
     def __add__(self, other: LogPriority) -> Sum:
         """The sum of two log-priorities, that is the product of the priorities."""

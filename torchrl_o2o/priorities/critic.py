@@ -187,7 +187,7 @@ class CriticScore(LogPriority):
         networks = self.loss.actor_network, self.loss.qvalue_network
         own, device = self.loss.tensor_keys.action, self._device()
         keys = dict.fromkeys(key for network in networks for key in network.in_keys if key != own)
-        inputs = {key: tensordict.get(key).to(device) for key in keys}
+        inputs = {key: self._entry(tensordict, key).to(device) for key in keys}
         for key, value in inputs.items():
             if dims := input_dims(networks, key):
                 check_rows(key, value, own, action, dims)

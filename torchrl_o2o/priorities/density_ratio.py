@@ -76,8 +76,9 @@ class DensityRatioScore(LogPriority):
     def score(self, tensordict: TensorDictBase) -> Tensor:
         """See :meth:`LogPriority.score`."""
         observation, action = self.density_ratio.in_keys
+        inputs = self._entry(tensordict, observation), self._entry(tensordict, action)
         if event_dims(self.density_ratio) == (1,):
-            check_rows(observation, tensordict.get(observation), action, tensordict.get(action))
+            check_rows(observation, inputs[0], action, inputs[1])
         rows = tensordict.select(*self.density_ratio.in_keys).to(next(self.density_ratio.parameters()).device)
         log_ratio = self.density_ratio(rows).get(self.density_ratio.out_keys[0]).squeeze(-1)
         offline = self._is_offline(tensordict).to(log_ratio.device)

@@ -106,12 +106,13 @@ class TDError(CriticScore):
         Returns:
             Shape [N], on the loss's device.
         """
-        keys, device, following = self.loss.tensor_keys, self._device(), tensordict.get("next")
-        action = tensordict.get(keys.action).to(device)
+        keys, device = self.loss.tensor_keys, self._device()
+        following = cast(TensorDictBase, self._entry(tensordict, "next"))
+        action = self._entry(tensordict, keys.action).to(device)
         inputs = self._inputs(following, action)
         target = self._networks("target", self._members(action))
         value = torch.cat([self._value(target, *chunk) for chunk in self._chunks(inputs, action)])
-        reward, terminated = (following.get(key).squeeze(-1).to(device) for key in (keys.reward, keys.terminated))
+        reward, terminated = (self._column(following, key).to(device) for key in (keys.reward, keys.terminated))
         expected = td_target(reward, terminated, value, self._discount(tensordict))
         qvalue = self._networks("online", None).qvalues(self._inputs(tensordict, action), action)
         return expected - qvalue.mean(0)

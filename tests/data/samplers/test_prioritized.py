@@ -155,6 +155,20 @@ def test_alpha_can_be_annealed_without_loss(start: float) -> None:
     assert sampler.values[:4].tolist() == [0.25, 1.0, 4.0, 16.0]
 
 
+def test_a_changed_constant_counts_for_all_rows() -> None:
+    """Rows that were scored before kept the old one."""
+    sampler = PrioritizedReplaySampler(4, alpha=1.0, beta=0.0, eps=0.0)
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(4), sampler=sampler, batch_size=4)
+    buffer.extend(TensorDict({"x": torch.arange(4.0)}, [4]))
+    buffer.update_priority(torch.arange(4), torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    sampler.eps = 0.5
+    buffer.update_priority(torch.tensor([3]), torch.tensor([4.0]))
+    assert sampler.values.tolist() == [0.5, 1.5, 2.5, 4.5]
+    with pytest.raises(O2OSpecError, match="got eps=-1"):
+        sampler.eps = -1
+    assert sampler.eps == 0.5
+
+
 def test_torchrl_schedulers_anneal_beta() -> None:
     sampler = PrioritizedReplaySampler(8, alpha=0.5, beta=0.4)
     scheduler = LinearScheduler(sampler, param_name="beta", final_value=1.0, num_steps=3)

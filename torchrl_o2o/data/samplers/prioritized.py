@@ -52,7 +52,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         max_capacity: number of slots of the storage.
         alpha: exponent of the priorities; 0 draws uniformly. It may be changed at any time, at the cost of one pass.
         beta: exponent of the importance weights; 1 is a complete correction. It may be changed at any time.
-        eps: added to each priority. Defaults to 1e-8.
+        eps: added to each priority; it may be changed like ``alpha``. Defaults to 1e-8.
         dtype: type of priorities and sums. Defaults to ``torch.float64``.
         reduction: how ``TensorDictReplayBuffer`` reduces priorities with extra dimensions. Defaults to ``"max"``.
         normalization: weights are divided by the batch's ``"max"`` (default, as in the paper: weights are at most 1) or
@@ -91,13 +91,11 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         normalization: _Normalization = "max",
     ) -> None:
         super().__init__(max_capacity, dtype=dtype)
-        _not_negative("eps", eps)
         check_option("reduction", reduction, ("max", "min", "median", "mean"))
         check_option("normalization", normalization, ("max", "mean", "none"))
         self._priority = torch.zeros(self.capacity, dtype=dtype)
-        self._alpha = _not_negative("alpha", alpha)
+        self._alpha, self._eps = _not_negative("alpha", alpha), _not_negative("eps", eps)
         self.beta = beta
-        self.eps = float(eps)
         self.reduction = reduction
         self.normalization: _Normalization = normalization
         self.max_priority = 1.0
@@ -109,11 +107,25 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
 
     @alpha.setter
     def alpha(self, value: float) -> None:
-        before, self._alpha = self._alpha, _not_negative("alpha", value)
+        self._revalue(_not_negative("alpha", value), self._eps)
+
+    @property
+    def eps(self) -> float:
+        """What is added to each priority."""
+        return self._eps
+
+    @eps.setter
+    def eps(self, value: float) -> None:
+        self._revalue(self._alpha, _not_negative("eps", value))
+
+    def _revalue(self, alpha: float, eps: float) -> None:
+        """Compute the values of all rows with another exponent or another constant; nothing changes if it raises."""
+        before = self._alpha, self._eps
+        self._alpha, self._eps = alpha, eps
         try:
             self._tree.fill(0, self._num_known, self._values_of(self._priority[: self._num_known]))
         except O2OSpecError:
-            self._alpha = before
+            self._alpha, self._eps = before
             raise
 
     @property
@@ -131,7 +143,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         return self.max_priority
 
     def _values_of(self, priority: Tensor) -> Tensor:
-        value = (priority + self.eps) ** self._alpha
+        value = (priority + self._eps) ** self._alpha
         if value.isinf().any():
             raise O2OSpecError(
                 f"got a priority of {float(priority.max()):g}, expected a finite {value.dtype} after raising it to "
@@ -168,7 +180,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
     def state_dict(self) -> dict[str, Any]:
         """Priorities, sums, exponents and counters; the random state belongs to the replay buffer's generator."""
         own = {"priority": self._priority.clone(), "max_priority": self.max_priority}
-        return {**super().state_dict(), **own, "alpha": self._alpha, "beta": self._beta, "eps": self.eps}
+        return {**super().state_dict(), **own, "alpha": self._alpha, "beta": self._beta, "eps": self._eps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -181,7 +193,7 @@ class PrioritizedReplaySampler(StoredPrioritySampler):
         self._priority.copy_(state_dict["priority"])
         self.max_priority = state_dict["max_priority"]
         self._alpha, self._beta = state_dict["alpha"], state_dict["beta"]
-        self.eps = state_dict["eps"]
+        self._eps = state_dict["eps"]
 
     def __repr__(self) -> str:
         return f"PrioritizedReplaySampler(capacity={self.capacity}, alpha={self._alpha}, beta={self._beta})"
