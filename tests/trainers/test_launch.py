@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
@@ -23,9 +22,8 @@ from torchrl_o2o.scripts import find_script, script_config
 from torchrl_o2o.testing import random_transitions
 from torchrl_o2o.trainers import Problem, RunOptions
 from torchrl_o2o.trainers.algorithms import make_awac
-from torchrl_o2o.trainers.launch import accept_seeds, choose_route, launch, offline_phase, product_dtype, run_options
+from torchrl_o2o.trainers.launch import accept_seeds, launch, offline_phase, run_options
 from torchrl_o2o.trainers.seeds import seed_configs
-from torchrl_o2o.updates.matmul import matmul_route
 
 CONFIG = {
     "algorithm": "awac",
@@ -182,23 +180,9 @@ def test_one_seed_for_many_is_refused(monkeypatch: pytest.MonkeyPatch, word: str
     assert sys.argv[1:] == ["task=hopper", "+seeds=[7]"]
 
 
-@pytest.mark.parametrize("name", ["onednn", "auto"])
-def test_the_route_of_products_is_named_or_probed_and_put_back(name: str) -> None:
-    with matmul_route("default"):
-        choose_route(name)
-    with pytest.raises(O2OSpecError, match="matmul_route"):
-        choose_route("mkl")
-
-
-def test_products_are_shortened_only_on_request_and_only_compiled() -> None:
-    for dtype, compiled, expected in (("float32", False, None), ("bfloat16", True, torch.bfloat16)):
-        assert product_dtype(dtype, compiled=compiled) is expected
-    with pytest.raises(O2OSpecError, match="compile=true"):
-        product_dtype("bfloat16", compiled=False)
+def test_short_products_without_compilation_end_with_a_sentence() -> None:
     with pytest.raises(SystemExit, match="compile=true"):
         launch(OmegaConf.create(CONFIG | {"matmul_dtype": "bfloat16"}), lambda _: None)
-    with pytest.raises(O2OSpecError, match="float16"):
-        product_dtype("float16")
 
 
 def test_divergence_ends_with_a_sentence() -> None:

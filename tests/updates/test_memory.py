@@ -11,14 +11,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.modules import make_gaussian_actor
-from torchrl_o2o.objectives import BCLoss
-from torchrl_o2o.scripts import script_config
-from torchrl_o2o.trainers import settings
-from torchrl_o2o.updates import Descend, Update, keep_freed_memory, memory
+from torchrl_o2o.updates import keep_freed_memory, memory
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 # What a compiled update does: many blocks at once, all freed when it ends. Page faults of ten rounds, before and after.
@@ -88,13 +83,3 @@ def test_another_c_library_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pyte
 def test_sizes_that_malloc_cannot_take_are_refused(mebibytes: int) -> None:
     with pytest.raises(O2OSpecError, match=f"got mebibytes={mebibytes}, expected 1 to 2047"):
         keep_freed_memory(mebibytes)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_scripts_keep_memory_if_they_compile(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
-    calls: list[None] = []
-    monkeypatch.setattr(settings, "keep_freed_memory", lambda: calls.append(None))
-    actor = make_gaussian_actor(3, 2, hidden_sizes=(8,))
-    update = Update(BCLoss(actor), Descend("actor", torch.optim.Adam(actor.parameters())))
-    settings.compiled(update, script_config("bc", [f"compile={str(compiled).lower()}"]))
-    assert len(calls) == compiled

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torchrl_o2o._moved import old_names
 from torchrl_o2o.trainers.collecting import make_collector, make_fleet
-from torchrl_o2o.trainers.continuing import RunStatus, continue_run
+from torchrl_o2o.trainers.compiling import choose_route, compiled, product_dtype
+from torchrl_o2o.trainers.continuing import continue_run
 from torchrl_o2o.trainers.encoding import read_encoder, train_encoder
 from torchrl_o2o.trainers.evaluation import MOVED_STATISTICS, EvaluationResult, evaluate
 from torchrl_o2o.trainers.handover import (
@@ -39,9 +40,10 @@ from torchrl_o2o.trainers.options import RunOptions
 from torchrl_o2o.trainers.phases import Finetuning, Phase, Pretraining
 from torchrl_o2o.trainers.pipeline import Pretrained, finetune, hand_over, pretrain
 from torchrl_o2o.trainers.problem import Problem
+from torchrl_o2o.trainers.run_status import RunStatus
 from torchrl_o2o.trainers.seeds import Seeds, seed_configs
 from torchrl_o2o.trainers.session import HasMetrics, Schedule, Session, handover_metrics
-from torchrl_o2o.trainers.settings import choose_route, compiled, plain, product_dtype
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.trainers.stabilization import (
     PhaseReport,
     StoppingRule,

@@ -29,6 +29,7 @@ from torchrl_o2o.envs.make import make_gym_env, seed_everything
 from torchrl_o2o.errors import O2OError, O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import plain_config
+from torchrl_o2o.trainers.compiling import choose_route, product_dtype
 from torchrl_o2o.trainers.handover import HandOver, MakeStorage
 from torchrl_o2o.trainers.interrupt import resume_command
 from torchrl_o2o.trainers.learner import Learner, MakeLearner
@@ -43,11 +44,9 @@ from torchrl_o2o.trainers.settings import (
     check_device,
     check_no_pretraining,
     check_settings,
-    choose_route,
     not_taken,
     overlay_convention,
     plain,
-    product_dtype,
 )
 
 __all__ = [

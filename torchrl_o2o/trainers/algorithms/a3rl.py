@@ -22,11 +22,12 @@ from torchrl_o2o.modules import DensityRatio, make_actor
 from torchrl_o2o.objectives import DensityRatioLoss, EnsembleSACLoss
 from torchrl_o2o.priorities import Advantage, DensityRatioScore, LogPriority, Sum, TDError
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.handover import MakeStorage
 from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.phases import Phase
 from torchrl_o2o.trainers.problem import Problem
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, Update
 
 __all__ = ["anneal_pool", "density_rows", "learn_density", "make_a3rl", "make_pool", "pool_metrics"]

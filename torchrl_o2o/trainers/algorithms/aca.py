@@ -17,9 +17,10 @@ from torchrl_o2o.functional import interpolation_weight
 from torchrl_o2o.modules import Temperature, make_baselines, make_qvalue_ensemble
 from torchrl_o2o.objectives import ACALoss, BaselineLoss, EnsembleSACLoss, SACMLLoss
 from torchrl_o2o.trainers.algorithms.policies import make_policy
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.handover import align
 from torchrl_o2o.trainers.learner import Learner, on_device
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, MoveTargets, Update
 
 __all__ = ["decay_alignment", "make_aca", "make_baseline_learner", "make_sac_after_sac_ml", "make_sac_ml"]

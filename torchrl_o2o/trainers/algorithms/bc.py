@@ -14,8 +14,9 @@ from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.modules import make_actor, make_deterministic_actor, make_gaussian_actor
 from torchrl_o2o.objectives import BCLoss
 from torchrl_o2o.trainers.algorithms.sac import ensemble_sac
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.learner import Learner, on_device
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, Update
 
 __all__ = ["make_bc", "make_sac_of_clone"]

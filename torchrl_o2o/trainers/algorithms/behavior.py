@@ -25,8 +25,9 @@ from torchrl_o2o.modules import (
 )
 from torchrl_o2o.objectives import BCLoss, BEARLoss, BestAction, BRACDualLoss, BRACLoss
 from torchrl_o2o.trainers.algorithms.policies import make_policy
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.learner import Learner, MakeLearner, on_device
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, Every, MoveTargets, Repeat, Update
 
 __all__ = ["BEHAVIOR_REGULARIZED", "make_bear", "make_brac", "make_brac_dual", "start_on_penalty"]

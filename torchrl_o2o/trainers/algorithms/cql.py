@@ -13,8 +13,9 @@ from torchrl.objectives import SoftUpdate
 from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.modules import ConservativePenalty, Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import CalQLLoss, CQLLoss, EnsembleSACLoss
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.learner import Learner, on_device
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
 __all__ = ["make_cal_ql", "make_cql", "make_sac_after_cql"]

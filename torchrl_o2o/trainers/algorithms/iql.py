@@ -28,8 +28,9 @@ from torchrl_o2o.modules import (
     make_value_network,
 )
 from torchrl_o2o.objectives import IQLLoss
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.learner import Learner, on_device
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
 __all__ = ["decay_actor_lr", "make_iql"]

@@ -12,8 +12,9 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.modules import make_gaussian_actor, make_qvalue_ensemble, make_value_network
 from torchrl_o2o.objectives import ExpandedPolicy, PEXLoss
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.learner import Learner, on_device
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 
 __all__ = ["make_pex"]

@@ -51,9 +51,10 @@ from torchrl_o2o.modules import (
     make_qvalue_ensemble,
 )
 from torchrl_o2o.objectives import DrQV2BCLoss, DrQV2CQLLoss, DrQV2Loss, PixelSACLoss
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.launch import run_options
 from torchrl_o2o.trainers.learner import Learner, on_device
-from torchrl_o2o.trainers.settings import check_no_pretraining, compiled, plain
+from torchrl_o2o.trainers.settings import check_no_pretraining, plain
 from torchrl_o2o.updates import Copy, Descend, Joint, MoveTargets, Repeat, Update
 
 __all__ = ["PixelRun", "load_pixels", "make_drqv2", "make_rlpd_pixels"]

@@ -13,9 +13,10 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.learner import Learner, on_device
 from torchrl_o2o.trainers.optim import weight_decay_groups
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, MoveTargets, Repeat, Update
 
 __all__ = ["ensemble_sac", "make_rlpd"]

@@ -17,8 +17,9 @@ from torchrl_o2o.data import TRANSITION
 from torchrl_o2o.functional import spot_cooling
 from torchrl_o2o.modules import make_action_vae, make_deterministic_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import ReBRACLoss, SPOTLoss, TD3BCLoss, VAELoss
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.learner import Learner, on_device
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, Every, MoveTargets, Update
 
 __all__ = ["decay_constraint", "decay_penalty", "make_rebrac", "make_spot", "make_td3_bc"]

@@ -12,8 +12,9 @@ from torchrl.objectives import SoftUpdate
 
 from torchrl_o2o.modules import Temperature, make_actor, make_qvalue_ensemble
 from torchrl_o2o.objectives import EnsembleSACLoss
+from torchrl_o2o.trainers.compiling import compiled
 from torchrl_o2o.trainers.learner import Learner, on_device
-from torchrl_o2o.trainers.settings import compiled, plain
+from torchrl_o2o.trainers.settings import plain
 from torchrl_o2o.updates import Descend, Ghost, Joint, MoveTargets, Repeat, Update, Whole
 
 __all__ = ["ghostless_lr", "make_wsrl", "warm_start_update"]
