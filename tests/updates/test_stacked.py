@@ -129,6 +129,25 @@ def test_an_agent_that_is_not_finite_stays_and_the_others_go_on(captured: list[A
     assert together[1].optims["qvalue"].state_dict()["state"][0]["step"] == 0
 
 
+@pytest.mark.parametrize("kind", ["rlpd", "awac", "iql"])
+def test_an_agent_that_was_not_finite_goes_on_like_its_own_updates(kind: str, captured: list[Any]) -> None:
+    """The draws of skipped steps were left out eagerly, and steps before the first bad one of a part were not counted.
+
+    In IQL the critic, which alone reads rewards, steps last.
+    """
+    single, together = make_agents(kind), make_agents(kind)
+    ones, update = [update_of(kind, agent, compile=False) for agent in single], stacked(kind, together)
+    for each in (*ones, *update.updates):
+        each.check_finite = False
+    for step in range(3):
+        batches = make_batches(step)
+        if step == 0:
+            batches["next", "reward"][1, 8] = float("nan")  # in RLPD's second minibatch
+        expected = [bool(one(batches[i])["finite"]) for i, one in enumerate(ones)]
+        assert update(batches)["finite"].tolist() == expected == [True, step > 0, True]
+    assert_equal(single, together, 1e-9)
+
+
 def test_rows_come_agent_by_agent(captured: list[Any]) -> None:
     metrics = stacked("rlpd", make_agents("rlpd"), rows=("td_error",))(make_batches(0))
     assert metrics["td_error"].shape == (AGENTS, UTD * 8)

@@ -10,11 +10,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_o2o.functional.noise import NoiseSource
+from torchrl_o2o.objectives.base import TransitionLoss
+from torchrl_o2o.updates.loss_calls import LossResults, call_loss
+from torchrl_o2o.updates.state import replaced, state_of
+from torchrl_o2o.updates.steps import Primitive, descends_of
 
-__all__ = ["Draw", "DrawFinder", "HandedNoise"]
+__all__ = ["Draw", "DrawFinder", "HandedNoise", "find_draws"]
 
 
 class Draw(NamedTuple):
@@ -119,3 +124,32 @@ class HandedNoise:
     ) -> Tensor:
         """See :class:`~torchrl_o2o.functional.noise.NoiseSource`."""
         return self._left.pop(0)
+
+
+@torch.no_grad()
+def find_draws(
+    loss: TransitionLoss, steps: Sequence[Primitive], minibatch: TensorDictBase, measured: LossResults
+) -> list[Draw]:
+    """The random draws of some steps, in order. Nothing is drawn, and the loss stays as it is.
+
+    Args:
+        loss: the loss.
+        steps: steps of one part of a plan.
+        minibatch: transitions [B].
+        measured: results of earlier losses on this minibatch; those of these steps are added.
+
+    Returns:
+        The draws.
+    """
+    finder, noise = DrawFinder(), loss.noise
+    with replaced(loss, {name: value.clone() for name, value in state_of(loss).items()}):
+        loss.noise = finder
+        try:
+            for step in steps:
+                for each in descends_of((step,)):
+                    known = measured.handed_to(each.name)
+                    measured.add(each.name, *call_loss(loss, each.name, minibatch.copy(), known))
+                measured.outdate(step)
+        finally:
+            loss.noise = noise
+    return finder.draws

@@ -15,6 +15,8 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.diagnostics import NonFiniteError, finite_or_raise
+from torchrl_o2o.objectives.base import TransitionLoss
+from torchrl_o2o.updates.draws import find_draws
 from torchrl_o2o.updates.loss_calls import LossResults, call_loss, joined_rows, summary
 from torchrl_o2o.updates.state import copied_pairs, state_of, target_pairs
 from torchrl_o2o.updates.steps import WHOLE, Copy, Descend, Ghost, Joint, MoveTargets, Plan, Primitive
@@ -26,6 +28,9 @@ def execute(
     loss: LossModule, plan: Plan, batch: TensorDictBase, rows: Sequence[str]
 ) -> tuple[dict[str, Tensor], NonFiniteError | None]:
     """Execute all steps of one call, and stop at the first that is not finite.
+
+    The random draws of the steps that are left out are made, so that the next call has the same numbers as in a
+    compiled update, which draws everything beforehand.
 
     Args:
         loss: the loss whose parameters are moved.
@@ -40,15 +45,22 @@ def execute(
         O2OSpecError: if a loss gives a parameter of its optimizer no gradient, or returns no such row.
     """
     minibatches = batch.split(len(batch) // plan.minibatches) if plan.minibatches > 1 else [batch]
-    measured: list[LossResults] = []
-    try:
-        for part, minibatch in plan.sequence:
-            measured.append(LossResults())
-            for step in plan.parts[part]:
-                execute_step(loss, step, batch if minibatch == WHOLE else minibatches[minibatch], measured[-1])
-    except NonFiniteError as error:
-        known = {name: value for name, value in measured[-1].entries.items() if name not in rows}  # a mean is no row
-        return summary(known, ()) | {"finite": torch.tensor(False)}, error
+    measured = [LossResults() for _ in plan.sequence]
+    turns = zip(plan.sequence, measured, strict=True)
+    sequence = [
+        (step, batch if index == WHOLE else minibatches[index], results)
+        for (part, index), results in turns
+        for step in plan.parts[part]
+    ]
+    for position, (step, minibatch, results) in enumerate(sequence):
+        try:
+            execute_step(loss, step, minibatch, results)
+        except NonFiniteError as error:
+            known = {name: value for name, value in results.entries.items() if name not in rows}  # a mean is no row
+            if isinstance(loss, TransitionLoss):  # TorchRL's losses have no replaceable noise source
+                for left_out in sequence[position + 1 :]:
+                    _draw(loss, *left_out)
+            return summary(known, ()) | {"finite": torch.tensor(False)}, error
     metrics = summary(measured[plan.minibatches - 1].entries | measured[-1].entries, ())
     metrics |= joined_rows([each.entries for each in measured[: plan.minibatches]], rows, measured[0].entries)
     return metrics | {"finite": torch.tensor(True)}, None
@@ -89,6 +101,12 @@ def execute_step(loss: LossModule, step: Primitive, minibatch: TensorDictBase, m
             torch.nn.utils.clip_grad_norm_(each.parameters, each.clip_grad_norm)
         each.optim.step()
     measured.outdate(step)
+
+
+def _draw(loss: TransitionLoss, step: Primitive, minibatch: TensorDictBase, measured: LossResults) -> None:
+    """Make the random draws of a step, and nothing else."""
+    for draw in find_draws(loss, (step,), minibatch, measured):
+        draw.take(loss.noise)
 
 
 def _move(loss: LossModule, step: MoveTargets) -> None:

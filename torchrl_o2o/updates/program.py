@@ -19,14 +19,14 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.noise import NoiseSource
 from torchrl_o2o.updates.adam import count_steps, moments_of, step_scalars
-from torchrl_o2o.updates.draws import Draw, DrawFinder
+from torchrl_o2o.updates.draws import DrawFinder, find_draws
 from torchrl_o2o.updates.graph import Graph, Named, capture, hoist, over_leading_dim
-from torchrl_o2o.updates.loss_calls import LossResults, call_loss, joined_rows
+from torchrl_o2o.updates.loss_calls import LossResults, joined_rows
 from torchrl_o2o.updates.precision import lower_products
 from torchrl_o2o.updates.pure import Learning, minibatch_of, run_part
 from torchrl_o2o.updates.replay import CudaGraphProgram
-from torchrl_o2o.updates.state import replaced, state_of
-from torchrl_o2o.updates.steps import WHOLE, Plan, Primitive, descends_of, stepped
+from torchrl_o2o.updates.state import state_of
+from torchrl_o2o.updates.steps import WHOLE, Plan, stepped
 
 __all__ = ["Mode", "Program", "Runner", "columns_of", "compiled_runner"]
 
@@ -62,11 +62,10 @@ class Program:
         self.learning, self.plan = learning, plan
         self._state = {f"state:{name}": value for name, value in state_of(learning.loss).items()}
         minibatch = {name: value[: len(value) // plan.minibatches] for name, value in columns.items()}
-        with replaced(learning.loss, {name: value.clone() for name, value in state_of(learning.loss).items()}):
-            self._draws = [
-                self._find_draws(part, columns if index in plan.whole else minibatch)
-                for index, part in enumerate(plan.parts)
-            ]
+        self._draws = [
+            find_draws(learning.loss, part, minibatch_of(columns if index in plan.whole else minibatch), LossResults())
+            for index, part in enumerate(plan.parts)
+        ]
         moving = [stepped(part) for part in plan.parts]
         descends = [*enumerate(learning.descends)]
         self._moved = [[position for position, step in descends if step in part] for part in moving]
@@ -160,21 +159,6 @@ class Program:
                     "registered one, because a compiled update would keep the present value; register the object that "
                     "holds it, or do not compile the update"
                 )
-
-    @torch.no_grad()
-    def _find_draws(self, part: tuple[Primitive, ...], columns: Named) -> list[Draw]:
-        """The random draws of a part, in order."""
-        loss, finder, measured = self.learning.loss, DrawFinder(), LossResults()
-        noise, loss.noise = loss.noise, finder
-        try:
-            for step in part:
-                for each in descends_of((step,)):
-                    known = measured.handed_to(each.name)
-                    measured.add(each.name, *call_loss(loss, each.name, minibatch_of(columns), known))
-                measured.outdate(step)
-        finally:
-            loss.noise = noise
-        return finder.draws
 
     def _count(self, position: int, steps: Tensor) -> None:
         count_steps(self.learning.descends[position].optim, steps)
@@ -276,7 +260,7 @@ class Program:
             now |= {name: entries[name][minibatch] for name in hoisted} if part == 0 else {}
             outputs.append(self._parts[part](now))
             for position in self._moved[part]:
-                done[position] += values["ok"]
+                done[position] += outputs[-1].pop(f"done:{position}")
         for position, count in enumerate(done):
             self._count(position, count)
         return _merged(outputs, self.plan.minibatches, self.learning.rows) | {"finite": values["ok"]}

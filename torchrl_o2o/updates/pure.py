@@ -129,9 +129,11 @@ def run_part(
             was finite so far.
 
     Returns:
-        Metrics, and the new value of everything that changes.
+        Metrics, with ``done:<position>``, whether each optimizer step was made (1 or 0), and the new value of
+        everything that changes.
     """
     loss, new = learning.loss, dict(values)
+    done: dict[str, Tensor] = {}
     minibatch = minibatch_of(values)
     noise, loss.noise = loss.noise, HandedNoise(_numbered(values, "noise:"))
     try:
@@ -143,7 +145,7 @@ def run_part(
                 continue
             if isinstance(step, Ghost):
                 trained = learning.trained[learning.descends.index(step.step)]
-                _step(learning, step.step, {key: torch.zeros_like(new[f"state:{key}"]) for key in trained}, new)
+                done |= _step(learning, step.step, {key: torch.zeros_like(new[f"state:{key}"]) for key in trained}, new)
                 continue
             if isinstance(step, Copy):
                 _copy(copied_pairs(loss, step.source, step.target), new)
@@ -154,12 +156,12 @@ def run_part(
             for move in step.moves if isinstance(step, Joint) else ():
                 _average(*learning.moves[move], new)
             for each, gradient in zip(descends, gradients, strict=True):
-                _step(learning, each, _clipped(gradient, each.clip_grad_norm), new)
+                done |= _step(learning, each, _clipped(gradient, each.clip_grad_norm), new)
             measured.outdate(step)
     finally:
         loss.noise = noise
     changed = {name: value for name, value in new.items() if value is not values[name]}
-    return summary(measured.entries, learning.rows), changed
+    return summary(measured.entries, learning.rows) | done, changed
 
 
 def _numbered(values: Mapping[str, Tensor], prefix: str) -> Sequence[Tensor]:
@@ -226,8 +228,14 @@ def _clipped(gradients: dict[str, Tensor], max_norm: float | None) -> dict[str, 
     return {name: gradient * share for name, gradient in gradients.items()}
 
 
-def _step(learning: Learning, step: Descend, gradients: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """An Adam step on all parameters of a loss, unless something was not finite; replaces their values."""
+def _step(
+    learning: Learning, step: Descend, gradients: dict[str, Tensor], values: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """An Adam step on all parameters of a loss, unless something was not finite; replaces their values.
+
+    Returns:
+        ``done:<position>``, whether it was made: a later step of the same part may be the first that is not finite.
+    """
     position, groups = learning.descends.index(step), step.optim.param_groups
     for key, (_, index) in learning.trained[position].items():
         keys = (f"state:{key}", f"exp_avg:{key}", f"exp_avg_sq:{key}")
@@ -235,3 +243,4 @@ def _step(learning: Learning, step: Descend, gradients: dict[str, Tensor], value
         after = adam_step(now, gradients[key], values[f"scalars:{position}:{index}"], groups[index])
         for each, old, fresh in zip(keys, now, after, strict=True):
             values[each] = torch.where(values["ok"], fresh, old)
+    return {f"done:{position}": values["ok"].float()}

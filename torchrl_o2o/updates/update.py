@@ -86,8 +86,8 @@ class Update:
         rows: metrics of the losses to be returned row by row, shape [number of minibatches * B], for example
             ``("td_error",)`` for priorities. Defaults to none.
         check_finite: whether a NaN or infinite loss or gradient raises an error, before its parameters change. With
-            ``False``, that step and the rest of the call are skipped, and ``finite`` in the result is false; a compiled
-            update then never waits for the device. Defaults to ``True``.
+            ``False``, that step and the rest of the call are skipped except for their random draws, and ``finite`` in
+            the result is false; a compiled update then never waits for the device. Defaults to ``True``.
 
     Raises:
         O2OSpecError: if there is no gradient step, a step other than :class:`Copy` comes before a :class:`Repeat`, a
