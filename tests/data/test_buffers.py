@@ -92,6 +92,19 @@ class TestData:
         assert valid.tolist() == [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
         assert not offline["next", "done"].any(), "the data stay as they are"
 
+    @pytest.mark.parametrize("flag", [None, "terminated", "truncated", "done"])
+    def test_the_last_offline_row_is_truncated_by_the_writer_unless_a_flag_ends_its_episode(self, flag: Any) -> None:
+        offline = toy_dataset()[:3].clone()
+        if flag is not None:
+            offline["next", flag][-1] = True
+        last = starting_buffer(offline, 10).storage[2]
+        expected = offline[2].clone()
+        if flag is None:
+            expected["next", "truncated"], expected["next", "done"] = torch.ones(2, 1, dtype=torch.bool)
+        assert bool((last == expected.select(*TRANSITION)).all())
+        kept = starting_buffer(offline, 10, data="symmetric").storage[2]  # the online rows have a ring of their own
+        assert bool((kept == offline[2].select(*TRANSITION)).all())
+
     def test_top_buffer_is_filled_best_last_and_symmetric_keeps_its_fraction(self) -> None:
         data = toy_dataset()
         buffer = starting_buffer(data, 10, data="top", num_top_episodes=2)

@@ -17,9 +17,9 @@ from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer, Ten
 from torchrl.data.replay_buffers.samplers import RandomSampler
 
 from torchrl_o2o.data.episodes import number_episodes
-from torchrl_o2o.data.keys import EPISODE, TRANSITION, check_flat, check_steps, cut_off_, with_steps
+from torchrl_o2o.data.keys import EPISODE, TRANSITION, check_flat, check_steps, with_steps
 from torchrl_o2o.data.samplers import BalancedSampler
-from torchrl_o2o.data.storage import MappedStorage, check_mapped, check_no_gradients, rows_of
+from torchrl_o2o.data.storage import MappedStorage, check_mapped, check_no_gradients
 from torchrl_o2o.data.transforms import episode_returns
 from torchrl_o2o.data.writers import OnlineWriter
 from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count, check_option
@@ -163,25 +163,19 @@ def starting_buffer(
     writer = OnlineWriter(fixed)
     if not fixed:
         writer.total_written = len(rows)  # online rows follow the offline ones; a full buffer overwrites them
-        _end_last_episode(storage, len(rows))
     sampler = RandomSampler()
     if data == "symmetric":
         sampler = BalancedSampler(fixed, offline_fraction)
-    return TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)
+    buffer = TensorDictReplayBuffer(storage=storage, writer=writer, sampler=sampler, batch_size=batch_size)
+    if not fixed and _is_open(rows):  # the online rows follow in the same ring: chunks and slices would lead into them
+        writer.truncate_last()
+    return buffer
 
 
-def _end_last_episode(storage: Storage, num_rows: int) -> None:
-    """Mark the last offline row as truncated if no flag ends its episode, as in the first rows of a data set.
-
-    The online rows after it are in the same ring, so that slices and chunks would lead into them.
-    """
-    if not num_rows:
-        return
-    rows, last = rows_of(storage), torch.tensor([num_rows - 1])
-    row = rows.get(last)
-    flags = [row.get(("next", name), None) for name in ("done", "terminated", "truncated")]
-    if all(flag is not None and not flag.any() for flag in flags):
-        rows.set(last, cut_off_(row.clone()), set_cursor=False)
+def _is_open(rows: TensorDictBase) -> bool:
+    """Whether no flag ends the last row's episode, as in the first rows of a data set."""
+    flags = [rows.get(("next", name), None) for name in ("done", "terminated", "truncated")]
+    return len(rows) > 0 and all(flag is not None and not flag[-1].any() for flag in flags)
 
 
 def offline_buffer(

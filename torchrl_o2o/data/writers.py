@@ -83,8 +83,6 @@ class OnlineWriter(Writer):
             )
         self.total_written = 0
         self.offline_written = 0  #: rows written into the reserved slots, ever
-        #: The first row, counted as in ``total_written``, that was changed since the last checkpoint.
-        self.changed_from: int | None = None
         self._alike: list[tuple[Any, ...]] | None = None  # entries, shapes and types that have been compared
 
     @property
@@ -255,18 +253,16 @@ class OnlineWriter(Writer):
         """
         if self.total_written == 0:
             raise O2OSpecError("got no written transition, expected one to truncate; write one first")
-        last = self.total_written - 1
-        slot = torch.tensor([self.num_offline + last % self.capacity])
+        slot = torch.tensor([self.num_offline + (self.total_written - 1) % self.capacity])
         rows = rows_of(self._storage)
         rows.set(slot, cut_off_(rows.get(slot).clone()), set_cursor=False)
-        self.changed_from = last if self.changed_from is None else min(last, self.changed_from)
 
     def _mark(self, index: Tensor) -> None:
         for entity in self._storage._attached_entities_iter():
             entity.mark_update(index)
 
     def _empty(self, empty_write_count: bool = True) -> None:
-        self.total_written, self.offline_written, self.changed_from = 0, 0, None
+        self.total_written, self.offline_written = 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """The number of online transitions ever written, which gives the next slot, and the size of a full ring."""
