@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torchrl.data import TensorDictReplayBuffer
 
 from tests.collectors import learner
@@ -425,6 +425,15 @@ def test_random_actions_fill_the_box():
     assert actions.min() < -0.99
     assert actions.max() > 0.99
     assert abs(actions.mean()) < 0.05
+
+
+def test_an_action_that_is_not_finite_is_refused_whatever_the_actor():
+    actors = make_actor(3, 1), TensorDictModule(torch.nn.Linear(3, 1), in_keys=["observation"], out_keys=["action"])
+    for actor in actors:
+        for value in actor.parameters():
+            value.data.fill_(torch.nan)
+        with pytest.raises(O2OSpecError, match="expected finite numbers"):
+            ActingPolicy(actor)(observed(1))
 
 
 def test_weights_as_buffers_are_what_torchrl_sends():

@@ -52,3 +52,18 @@ def test_each_kind_of_actor_names_the_other(act: FrameActor) -> None:
         FastActor(act.actor)
     with pytest.raises(O2OSpecError, match="use FastActor"):
         FrameActor(make_actor(3, 1))
+
+
+@pytest.mark.parametrize("mask", [[0, 2], [0, 1, 1], [1.0, 0.0, 0.0], [True], [[True, False, False]]])
+def test_a_mask_has_a_flag_for_each_row(act: FrameActor, mask: list) -> None:
+    """Numbers of rows were read as flags, and one flag reset all rows."""
+    act(np.zeros((3, 16, 16, 3), np.uint8))
+    with pytest.raises(O2OSpecError, match=r"expected bool \[3\], one flag for each row"):
+        act.reset(np.array(mask))
+
+
+def test_no_action_is_given_that_is_not_finite(act: FrameActor) -> None:
+    with torch.no_grad():
+        next(act.actor.parameters()).fill_(torch.nan)
+    with pytest.raises(O2OSpecError, match="expected finite numbers; load a policy with finite parameters"):
+        act(np.ones((16, 16, 3), np.uint8))

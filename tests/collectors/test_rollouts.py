@@ -14,6 +14,8 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torchrl.data import Bounded, Composite
+from torchrl.modules import SafeModule
 
 from torchrl_o2o.collectors import ReturnConditionedRollouts
 from torchrl_o2o.envs import EnvFaultError, GuardedEnv
@@ -144,3 +146,23 @@ def test_an_actor_of_another_type_reads_its_own_and_delivers_float32(dtype: torc
     ]
     assert episodes[1]["action"].dtype == torch.float32
     torch.testing.assert_close(*(each["action"] for each in episodes), atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"), [([0.1, float("nan")], "expected finite numbers"), ([0.1], r"action of shape \[1\]")]
+)
+def test_an_action_that_the_environment_cannot_take_does_not_reach_it(action: list[float], message: str) -> None:
+    policy = TensorDictModule(lambda asked: torch.tensor([[action]]), in_keys=["return_to_go"], out_keys=["action"])
+    env = Counting()
+    with pytest.raises(O2OSpecError, match=message):
+        ReturnConditionedRollouts(env, policy, 1.0).roll_out(1.0, seed=0)
+    assert env.count == 0
+
+
+def test_a_policy_of_another_box_is_refused_and_running_statistics_are_told() -> None:
+    spec = Composite(action=Bounded(-2.0, 2.0, (2,)))
+    policy = SafeModule(torch.nn.Linear(1, 2), in_keys=["return_to_go"], out_keys=["action"], spec=spec)
+    with pytest.raises(O2OSpecError, match=r"the policy acts in \[-2.0, -2.0\]..\[2.0, 2.0\], the environment takes"):
+        ReturnConditionedRollouts(Counting(), policy, 1.0)
+    with pytest.warns(UserWarning, match="normalizes by running statistics"):
+        ReturnConditionedRollouts(gymnasium.wrappers.NormalizeReward(Counting()), Witness(), 1.0)

@@ -22,7 +22,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.collectors.eval_mode import regularizers
 from torchrl_o2o.collectors.numpy_actor import FastActor, find_parts
 from torchrl_o2o.collectors.received_rows import PACKAGE_VERSION, POLICY_VERSION, package_stamp
-from torchrl_o2o.collectors.single import kind_of
+from torchrl_o2o.collectors.single import check_action, kind_of
 from torchrl_o2o.errors import O2OSpecError, check_seed
 from torchrl_o2o.modules.chunks import chunk_length
 
@@ -151,7 +151,9 @@ class ActingPolicy(TensorDictModuleBase):
         if observation.is_floating_point():
             observation = observation.to(kind_of(self._copy[0])[1])
         with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-            return self._copy[0](TensorDict({"observation": observation}, tensordict.batch_size))["action"].float()
+            action = self._copy[0](TensorDict({"observation": observation}, tensordict.batch_size))["action"].float()
+        check_action(action, action.shape, [observation])  # only the environment knows the shape that it takes
+        return action
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``"action"``, :data:`POLICY_VERSION` and :data:`PACKAGE_VERSION`.
@@ -160,6 +162,7 @@ class ActingPolicy(TensorDictModuleBase):
             tensordict: with ``"observation"``, [*B, o].
 
         Raises:
+            O2OSpecError: if the policy's action is not finite.
             RuntimeError: if no complete weights were found in a second, which does not happen while the learner runs.
         """
         if self._generator is None:

@@ -11,7 +11,8 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.numpy_actor import policy_parts
+from torchrl_o2o.collectors.numpy_actor import flags_of_rows, policy_parts
+from torchrl_o2o.envs.outputs import all_finite
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.pixels import ConvStack
 
@@ -56,11 +57,14 @@ class FrameActor:
 
         Args:
             mask: the rows to reset, bool [B]; ``None`` (default) resets all.
+
+        Raises:
+            O2OSpecError: if the mask has no flag for each row of the last call.
         """
         if mask is None or self._frames is None:
             self._frames = None
         else:
-            self._fresh = self._fresh | np.asarray(mask, bool)
+            self._fresh = self._fresh | flags_of_rows(mask, len(self._frames))
 
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """Act.
@@ -72,13 +76,19 @@ class FrameActor:
             Actions, [A] or [B, A].
 
         Raises:
-            O2OSpecError: if it has another shape or dtype.
+            O2OSpecError: if it has another shape or dtype, or the action is not finite.
         """
         observation = np.asarray(observation)
         stack = torch.from_numpy(observation if observation.shape[-3:] == self._shape else self._stack(observation))
         device = next(self._parts.net.parameters()).device
         with torch.no_grad():
-            return self._parts.act(stack.to(device), deterministic=True).cpu().numpy()
+            action = self._parts.act(stack.to(device), deterministic=True).cpu().numpy()
+        if not all_finite(action):
+            raise O2OSpecError(
+                f"the policy gave the action {action.tolist()}, expected finite numbers; load a policy with finite "
+                "parameters"
+            )
+        return action
 
     def _stack(self, frames: np.ndarray) -> np.ndarray:
         """Append frames to those before them."""

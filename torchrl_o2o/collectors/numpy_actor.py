@@ -37,7 +37,7 @@ from torchrl_o2o.modules.gaussian_policies import BoxNormal
 from torchrl_o2o.modules.input_checks import check_noise
 from torchrl_o2o.modules.units import refuse_standardized_again
 
-__all__ = ["FastActor", "PolicyParts", "find_parts", "policy_parts"]
+__all__ = ["FastActor", "PolicyParts", "find_parts", "flags_of_rows", "policy_parts"]
 
 _FACTORIES = "make_actor, make_gaussian_actor, make_deterministic_actor, make_one_step_actor or average_actors"
 
@@ -313,13 +313,7 @@ class FastActor:
         if mask is None or self._left is None:
             self._left = None
             return
-        flags = np.asarray(mask)
-        if flags.dtype != bool or flags.shape != self._left.shape:  # numbers of rows would be read as flags
-            raise O2OSpecError(
-                f"got a mask of {flags.dtype} and shape {list(flags.shape)}, expected bool [{len(self._left)}], one "
-                "flag for each row of the last call, such as terminated | truncated"
-            )
-        self._left[flags] = 0
+        self._left[flags_of_rows(mask, len(self._left))] = 0
 
     def _next(self, horizon: int, observation: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
         """The next action of each row's chunk; rows whose chunk is empty get a new one first."""
@@ -392,6 +386,33 @@ class FastActor:
     def _draw(self, shape: tuple[int, ...]) -> np.ndarray:
         dtype = torch.float32 if self._dtype == np.float32 else torch.float64
         return torch.randn(shape, generator=self.generator, dtype=dtype).numpy()
+
+
+def flags_of_rows(mask: np.ndarray, rows: int) -> np.ndarray:
+    """Check a mask of rows: numbers of rows would be read as flags.
+
+    Args:
+        mask: bool [rows].
+        rows: of the last call.
+
+    Returns:
+        The mask as an array.
+
+    Raises:
+        O2OSpecError: if it has no flag for each row.
+
+    Examples:
+        >>> flags_of_rows(np.array([0, 2]), 3)
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got a mask of int64 and shape [2], expected bool [3], one flag for each row...
+    """
+    flags = np.asarray(mask)
+    if flags.dtype != bool or flags.shape != (rows,):
+        raise O2OSpecError(
+            f"got a mask of {flags.dtype} and shape {list(flags.shape)}, expected bool [{rows}], one flag for each row "
+            "of the last call, such as terminated | truncated"
+        )
+    return flags
 
 
 def _finish(parts: PolicyParts, dtype: np.dtype, deterministic: bool) -> Operation:

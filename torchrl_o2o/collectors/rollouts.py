@@ -15,12 +15,15 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.collectors.single import kind_of
+from torchrl_o2o.collectors.single import check_action, kind_of, refuse_standardized_twice
 from torchrl_o2o.data.keys import cut_off_
+from torchrl_o2o.envs.checks import warn_of_running_statistics
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.outputs import CheckedEnv
+from torchrl_o2o.envs.units import check_actions
 from torchrl_o2o.errors import O2OSpecError, check_count, check_seed, check_state
 from torchrl_o2o.modules.modes import in_mode
+from torchrl_o2o.modules.units import declared_box
 
 __all__ = ["ReturnConditionedRollouts"]
 
@@ -50,7 +53,9 @@ class ReturnConditionedRollouts:
         seed: seed of the first episode; each further episode has the next seed. Defaults to 0.
 
     Raises:
-        O2OSpecError: if a number is out of range, or the environment's spaces are not vectors.
+        O2OSpecError: if a number is out of range, the environment's spaces are not vectors, its action box is another
+            than the policy's, or both standardize observations; while it collects, if an action has another shape or is
+            not finite.
         EnvFaultError: while it collects, if an environment without a guard returns malformed or infinite values.
 
     Examples:
@@ -78,6 +83,9 @@ class ReturnConditionedRollouts:
         if not return_scale > 0.0:
             raise O2OSpecError(f"got return_scale={return_scale}, expected more than 0")
         self.env = env if isinstance(env, GuardedEnv | CheckedEnv) else CheckedEnv(env)
+        warn_of_running_statistics(env)
+        check_actions(env.action_space, declared_box(actor))
+        refuse_standardized_twice(env, actor)
         self.actor, self.asked = actor, asked
         self.context, self.return_scale = check_count("context", context, least=1), return_scale
         self.total_frames = None if total_frames is None else check_count("total_frames", total_frames)
@@ -128,6 +136,7 @@ class ReturnConditionedRollouts:
             seen = [*seen, TensorDict({**columns, "return_to_go": torch.tensor([to_go])})][-self.context :]
             read = stack(seen).unsqueeze(0).to(device, dtype)
             action = self.actor(read)["action"][0, -1].to("cpu", torch.float32)
+            check_action(action, size or (), [own])
             seen[-1]["action"] = action
             observation, reward, terminated, truncated, info = self.env.step(action.numpy().copy())
             if info.get("rejected", False):

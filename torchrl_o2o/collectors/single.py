@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -32,7 +32,7 @@ from torchrl_o2o.modules.chunks import chunk_length
 from torchrl_o2o.modules.input_checks import raise_mismatch
 from torchrl_o2o.modules.units import declared_box, standardizes
 
-__all__ = ["StepCollector", "kind_of", "refuse_collected", "refuse_standardized_twice"]
+__all__ = ["StepCollector", "check_action", "kind_of", "refuse_collected", "refuse_standardized_twice"]
 
 _ONE = torch.Size([1])
 #: All existing collectors, for checks of the environments that they use.
@@ -134,6 +134,36 @@ def refuse_standardized_twice(env: gymnasium.Env, actor: TensorDictModuleBase) -
         raise O2OSpecError(
             f"got a policy that standardizes observations, as from load_policy, and {env_name(env)} with standardized "
             "observations, expected only one of both; build the environment without its convention"
+        )
+
+
+def check_action(action: torch.Tensor, shape: Sequence[int], observed: Iterable[torch.Tensor]) -> None:
+    """Raise unless an actor's action can be given to the environment.
+
+    Args:
+        action: on the CPU.
+        shape: of the environment's actions.
+        observed: what the actor saw, for the message.
+
+    Raises:
+        O2OSpecError: if the action has another shape, or is not finite.
+
+    Examples:
+        >>> check_action(torch.zeros(2), (1,), [torch.zeros(3)])
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got an action of shape [2] for observations of shape [[3]], expected [1]...
+    """
+    if action.shape != tuple(shape):
+        shapes = [list(part.shape) for part in observed]
+        raise O2OSpecError(
+            f"got an action of shape {list(action.shape)} for observations of shape {shapes}, expected "
+            f"{list(shape)} as in the environment; build the actor for this environment, and flatten "
+            "observations that are not vectors"
+        )
+    if not np.isfinite(action.numpy()).all():
+        raise O2OSpecError(
+            f"got the action {action.tolist()} from the actor, expected finite numbers; its parameters or its "
+            "observations are not finite: return to the last checkpoint with finite losses"
         )
 
 
@@ -295,18 +325,7 @@ class StepCollector:
 
     def _step(self) -> TensorDict | None:
         observation, action = self._observation, self._act()
-        if action.shape != self._low.shape:
-            shapes = [list(part.shape) for part in observation.values()]
-            raise O2OSpecError(
-                f"got an action of shape {list(action.shape)} for observations of shape {shapes}, expected "
-                f"{list(self._low.shape)} as in the environment; build the actor for this environment, and flatten "
-                "observations that are not vectors"
-            )
-        if not np.isfinite(action.numpy()).all():
-            raise O2OSpecError(
-                f"got the action {action.tolist()} from the actor, expected finite numbers; its parameters or its "
-                "observations are not finite: return to the last checkpoint with finite losses"
-            )
+        check_action(action, self._low.shape, observation.values())
         # The environment gets a copy, because it may change its argument in place.
         result = checked_step(self.env, action.numpy().copy(), self._space)
         following, reward, terminated, truncated, info = result
