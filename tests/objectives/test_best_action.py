@@ -115,3 +115,16 @@ def test_a_deterministic_actor_is_refused() -> None:
     loss = TD3BCLoss(actor, make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(8,)))
     with pytest.raises(O2OSpecError, match=r"got the deterministic actor .*, expected a stochastic one"):
         BestAction(loss)
+
+
+def test_it_acts_without_dropout_and_the_loss_trains_with_it() -> None:
+    torch.manual_seed(0)
+    actor = make_gaussian_actor(3, 2, hidden_sizes=(16,), dropout=0.5)
+    critics = make_qvalue_ensemble(3, 2, num_qvalue_nets=2, hidden_sizes=(16,), dropout=0.5)
+    loss, data = AWACLoss(actor, critics), TensorDict({"observation": torch.ones(4, 3)}, [4])
+    loss.noise = RecordedNoise({"best_action": torch.randn(10, 4, 2)})
+    policy = BestAction(loss)
+    first, second = (policy(data)["action"].clone() for _ in range(2))
+    assert torch.equal(first, second)
+    once, again = (loss._qvalues({"observation": data["observation"]}, first) for _ in range(2))
+    assert not torch.equal(once, again)

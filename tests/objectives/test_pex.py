@@ -172,3 +172,17 @@ def test_policies_and_critics_of_several_observations_are_not_cut_to_one() -> No
     other = PEXLoss(networks()[0], networks()[1], value, networks(keys=("elsewhere", "action"))[0])
     with pytest.raises(O2OSpecError, match=r"whose policies read \['elsewhere', 'observation'\]"):
         other.make_actor()
+
+
+def test_the_policies_act_without_dropout_and_the_new_one_trains_with_it() -> None:
+    """They are no parts of the expanded policy, which ``eval()`` would reach."""
+    torch.manual_seed(0)
+    offline, new = (make_gaussian_actor(5, 3, hidden_sizes=(16,), dropout=0.5) for _ in range(2))
+    loss = PEXLoss(new, *networks()[1:], offline)
+    policy, data = ExpandedPolicy(loss, eval_eps=0.0), TensorDict(state(4), [4])
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        first, second = (policy(data)["action"].clone() for _ in range(2))
+    assert torch.equal(first, second)
+    once, again = (loss.propose({"observation": data["observation"]}) for _ in range(2))
+    assert torch.equal(once.offline, again.offline), "the frozen one has none in the loss, too"
+    assert loss.actor_network.training

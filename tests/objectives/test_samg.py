@@ -352,6 +352,13 @@ def test_frozen_critic_survives_casts_and_copies() -> None:
     assert targets(double, wide).dtype == torch.float64
 
 
+def test_a_frozen_critic_has_no_dropout():
+    critics = make_qvalue_ensemble(5, 2, num_qvalue_nets=2, hidden_sizes=(16,), dropout=0.5)
+    frozen = FrozenCritic.from_loss(EnsembleSACLoss(make_actor(5, 2, hidden_sizes=(16,)), critics))
+    rows = random_transitions(8, 5, 2)
+    assert torch.equal(frozen(rows), frozen(rows))
+
+
 def test_frozen_sources() -> None:
     torch.manual_seed(0)
     loss = EnsembleSACLoss(actor(), critics(4), sub_sample_len=2)

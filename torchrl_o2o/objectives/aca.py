@@ -112,7 +112,7 @@ class ACALoss(SoftLoss):
             check_alignable(actor)
         if not 0.0 < beta < math.inf:
             raise O2OSpecError(f"got beta={beta}, expected a positive number of standard deviations, e.g. 7")
-        frozen = copy.deepcopy(reference_network).requires_grad_(False)
+        frozen = copy.deepcopy(reference_network).requires_grad_(False).eval()
         self.convert_to_functional(frozen, "reference_network", create_target_params=False)
         self.beta = float(beta)
         self.register_buffer("_interpolation", torch.ones((), dtype=torch.get_default_dtype()))

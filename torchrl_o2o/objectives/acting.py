@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Generic, TypeVar
 
 from tensordict import TensorDictBase
@@ -15,6 +16,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
+from torchrl_o2o.modules.modes import in_mode
 from torchrl_o2o.objectives.actor_critic import ActorCriticLoss
 
 __all__ = ["ActsByLoss"]
@@ -23,7 +25,7 @@ L = TypeVar("L", bound=ActorCriticLoss)
 
 
 class ActsByLoss(TensorDictModuleBase, Generic[L]):
-    """A policy that acts by the current networks of a loss.
+    """A policy that acts by the current networks of a loss, without their dropout and batch normalization's batches.
 
     Its ``parameters()`` are those of the loss, by which collectors find its device and dtype. Its ``state_dict()`` is
     empty, because a checkpoint already has the loss.
@@ -34,6 +36,7 @@ class ActsByLoss(TensorDictModuleBase, Generic[L]):
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
         >>> from torchrl_o2o.objectives import AWACLoss, BestAction
+        >>> from torchrl_o2o.objectives.acting import ActsByLoss
         >>> loss = AWACLoss(make_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, hidden_sizes=(8,)))
         >>> policy = BestAction(loss.double())
         >>> isinstance(policy, ActsByLoss), next(policy.parameters()).dtype, len(policy.state_dict())
@@ -63,3 +66,12 @@ class ActsByLoss(TensorDictModuleBase, Generic[L]):
     def _state(self, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
         """The entries that the networks read, checked."""
         return {key: self.by._entry(tensordict, key) for key in self.in_keys}
+
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
+        """The loss's networks in evaluation mode, which ``eval()`` of this policy does not reach."""
+        networks = [value for value in vars(self.by).values() if isinstance(value, TensorDictModuleBase)]
+        with ExitStack() as modes:
+            for network in networks:
+                modes.enter_context(in_mode(network, training=False))
+            yield

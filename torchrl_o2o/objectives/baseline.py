@@ -119,7 +119,7 @@ class BaselineLoss(FitsBaselines):
         super().__init__(reduction)
         check_alignable(actor_network)
         members = check_members(baseline_network, "baseline")
-        frozen = copy.deepcopy(actor_network).requires_grad_(False)
+        frozen = copy.deepcopy(actor_network).requires_grad_(False).eval()
         self.convert_to_functional(frozen, "actor_network", create_target_params=False)
         self.convert_to_functional(members, "baseline_network", len(members), create_target_params=False)
         check_number("alpha", alpha, least=0)

@@ -105,7 +105,8 @@ class BestAction(ActsByLoss[ActorCriticLoss]):
         Returns:
             The same.
         """
-        return tensordict.set(self.out_keys[0], self._best(self._state(tensordict)))
+        with self._acting():
+            return tensordict.set(self.out_keys[0], self._best(self._state(tensordict)))
 
     def _best(self, state: Inputs) -> Tensor:
         """The best of N actions, shape [*B, A]."""

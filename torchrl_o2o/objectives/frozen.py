@@ -33,6 +33,8 @@ class FrozenCritic(nn.Module):
 
     The mean or :math:`\lambda\min_jQ_j+(1-\lambda)\max_jQ_j` can replace the minimum, as in the loss's own target.
 
+    It is evaluated without dropout, and by batch normalization's running statistics.
+
     Its parameters are buffers: no optimizer finds them, ``.to()`` moves them and strict loading restores them.
 
     Args:
@@ -86,7 +88,7 @@ class FrozenCritic(nn.Module):
             raise O2OSpecError(f"got soft_min_weight={soft_min_weight}, expected a share in [0, 1]")
         self.soft_min_weight, self.deactivate_vmap = soft_min_weight, deactivate_vmap
         # Not registered as a submodule, because only `params` are used, never the template's own parameters.
-        self.__dict__["network"] = copy.deepcopy(network).requires_grad_(False)
+        self.__dict__["network"] = copy.deepcopy(network).requires_grad_(False).eval()
         frozen = params.data.clone()
         self.params = TensorDictParams(frozen, no_convert=True)
         self.kind: CriticKind = kind

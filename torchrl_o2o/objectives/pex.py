@@ -171,7 +171,7 @@ class PEXLoss(IQLLoss):
             )
         if not inv_temperature >= 0.0:
             raise O2OSpecError(f"got inv_temperature={inv_temperature}, expected 0 (equal probabilities) or more")
-        frozen = copy.deepcopy(offline_actor_network).requires_grad_(False)
+        frozen = copy.deepcopy(offline_actor_network).requires_grad_(False).eval()
         self.convert_to_functional(frozen, "offline_actor_network", create_target_params=False)
         self.inv_temperature = inv_temperature
 
@@ -327,7 +327,8 @@ class ExpandedPolicy(ActsByLoss[PEXLoss]):
             The same with the action.
         """
         greedy = self.eval_eps if exploration_type() == ExplorationType.DETERMINISTIC else None
-        proposals = self.by.propose(self._state(tensordict), self.noise, greedy=greedy)
+        with self._acting():
+            proposals = self.by.propose(self._state(tensordict), self.noise, greedy=greedy)
         return tensordict.set(self.out_keys[0], proposals.action)
 
 
