@@ -16,6 +16,7 @@ from tensordict.utils import NestedKey
 from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer, TensorStorage
 from torchrl.data.replay_buffers.samplers import RandomSampler
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.episodes import number_episodes
 from torchrl_o2o.data.keys import EPISODE, TRANSITION, check_flat, check_steps, with_steps
 from torchrl_o2o.data.samplers import BalancedSampler
@@ -69,6 +70,7 @@ def top_episodes(data: TensorDictBase, number: int) -> TensorDictBase:
     return data[torch.cat([torch.where(episode == index)[0] for index in best] or [episode[:0]])]
 
 
+@checked_arguments
 def starting_buffer(
     offline: TensorDictBase,
     online_capacity: int,
@@ -178,6 +180,7 @@ def _is_open(rows: TensorDictBase) -> bool:
     return len(rows) > 0 and all(flag is not None and not flag[-1].any() for flag in flags)
 
 
+@checked_arguments
 def offline_buffer(
     offline: TensorDictBase,
     *,

@@ -60,6 +60,7 @@ def reserve_slots(offline: TensorDictBase, num_slots: int) -> TensorDictBase:
     return offline[torch.cat([torch.arange(len(offline)), added])]
 
 
+@checked_arguments
 def insert_intervened(buffer: ReplayBuffer, data: TensorDictBase, *, keys: Sequence[NestedKey] = TRANSITION) -> Tensor:
     """Store online transitions with the executed actions, and copy interventions to the offline rows.
 

@@ -19,6 +19,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.audit import audit
 from torchrl_o2o.data.datasets.names import speaks_of_ends
 from torchrl_o2o.data.episodes import number_episodes
@@ -169,6 +170,7 @@ class PixelData:
         return storage
 
 
+@checked_arguments
 def pixel_data(
     episodes: Iterable[Mapping[str, Any]], *, num_stack: int = 3, image_keys: Sequence[str] = ("observation",)
 ) -> PixelData:
@@ -275,6 +277,7 @@ def _audit(data: PixelData, name: str) -> None:
     report.raise_if_bad()
 
 
+@checked_arguments
 def stack_rows(data: TensorDictBase, *, num_stack: int = 3, image_keys: Sequence[str] = ("observation",)) -> PixelData:
     """Build a pixel data set from transitions with single images, as ``load_offline`` reads them.
 

@@ -22,6 +22,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torchrl.objectives.common import LossModule
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.modules.aligned import check_alignable, residual_parameters
 from torchrl_o2o.modules.temperature import Temperature
@@ -35,6 +36,7 @@ _PARTS = ("temperature", "penalty", "multiplier")
 ParameterSource = LossModule | Mapping[str, Tensor]
 
 
+@checked_arguments
 def carry_over(
     source: ParameterSource, destination: LossModule, names: Sequence[str] = ("actor_network", "qvalue_network")
 ) -> list[str]:
@@ -187,6 +189,7 @@ def _try_step(optim: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]],
         ) from error
 
 
+@checked_arguments
 def stack_agents(sources: Sequence[ParameterSource]) -> dict[str, Tensor]:
     """K agents' actors and critics as the state of one pessimistic ensemble, for :func:`carry_over`.
 
@@ -237,6 +240,7 @@ def stack_agents(sources: Sequence[ParameterSource]) -> dict[str, Tensor]:
     return stacked
 
 
+@checked_arguments
 def align(
     source: ParameterSource,
     actor: ProbabilisticTensorDictSequential,

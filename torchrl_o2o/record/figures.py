@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.curves import iqm, stratified_bootstrap_interval
@@ -102,6 +103,7 @@ class Panel:
     levels: Mapping[str, float] = field(default_factory=dict)
 
 
+@checked_arguments
 def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
     """Draw panels side by side, one legend below, into a PNG file.
 

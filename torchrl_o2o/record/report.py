@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.durable import replace_durably
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.record.curves import common_scores, dip, gain, iqm, regret, stratified_bootstrap_interval
@@ -109,6 +110,7 @@ def _joined(name: str, offline: np.ndarray, online: np.ndarray) -> tuple[np.ndar
     return np.concatenate([spaced[0] - _PEER_STEPS, spaced[1]]), np.hstack([offline, online])
 
 
+@checked_arguments
 def write_report(
     folders: Iterable[str | Path],
     out: str | Path,

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.record.curves import common_scores
 from torchrl_o2o.record.files import read_metrics, read_rows, read_run
@@ -236,6 +237,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@checked_arguments
 def group_runs(runs: Sequence[Run], *, ignore: Sequence[str] = ()) -> list[Group]:
     """Group runs that differ only in the seed.
 

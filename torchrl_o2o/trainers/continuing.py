@@ -24,6 +24,7 @@ from tensordict import TensorDictBase, cat
 from torch.optim import Optimizer
 
 from torchrl_o2o import deploy
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint import Checkpointer
 from torchrl_o2o.checkpoint.fingerprints import fingerprint
 from torchrl_o2o.checkpoint.folders import retire
@@ -172,6 +173,7 @@ def _take_over(status: RunStatus, method: ContinuedMethod) -> None:
         raise O2OCheckpointError(f"{status.folder} cannot be continued by this learner: {error}") from error
 
 
+@checked_arguments
 def continue_run(
     folder: str | Path,
     data: Sequence[Any] = (),

@@ -64,7 +64,7 @@ class StackedUpdate:
         updates: one per agent, with the same settings.
 
     Raises:
-        O2OSpecError: if there are no updates, they have different settings, or they share parameters.
+        O2OSpecError: if it is no list, there are no updates, they have different settings, or they share parameters.
 
     Examples:
         >>> import torch
@@ -81,6 +81,10 @@ class StackedUpdate:
     """
 
     def __init__(self, updates: Sequence[Update]) -> None:
+        if not isinstance(updates, Sequence):
+            raise O2OSpecError(
+                f"got {type(updates).__name__} to stack, expected a list of updates, one per agent; pass [update]"
+            )
         if not updates:
             raise O2OSpecError("got no updates to stack, expected one per agent")
         owners = Counter(id(param) for update in updates for param in update.loss.parameters())
