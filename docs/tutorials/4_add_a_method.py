@@ -88,5 +88,6 @@ print({name: round(float(measured[name]), 3) for name in ("imitation", "loss_act
 #            actor = make_actor(5, 3, observation_key=observation_key, action_key=action_key, **sizes)
 #            return ImitatingSACLoss(actor, make_qvalue_ensemble(5, 3, num_qvalue_nets=2, in_keys=keys, **sizes))
 #
-# For samplers there is a similar ``SamplerContract``. :doc:`/architecture` says where to put a loss inside this package
-# and what else it needs there.
+# For samplers there is ``SamplerContract``. :class:`~torchrl_o2o.data.samplers.drawing.DrawingSampler` has an example
+# of a sampler of your own. A new priority is only a function (:doc:`3_compose_a_priority`). :doc:`/architecture` says
+# where to put a loss inside this package and what else it needs there.

@@ -75,5 +75,6 @@ def _continue(arguments: argparse.Namespace) -> int:
     except NonFiniteError as error:
         sys.exit(f"NonFiniteError: {error}")
     for entry in lineage:
-        print(f"round {entry['round']}: {entry['rows']} rows of {entry['source']}, {entry['updates']} updates")
+        made = f"{entry['updates']} updates" if entry["round"] else "the run's own training"
+        print(f"round {entry['round']}: {entry['rows']} rows of {entry['source']}, {made}")
     return 0

@@ -41,7 +41,11 @@ def counting_storage(num_offline: int, num_online: int, capacity: int) -> LazyTe
 
 
 class SamplerContract:
-    """Tests that hold for any sampler; subclasses provide :meth:`make_sampler`.
+    """Tests that hold for any sampler; subclasses provide :meth:`make_sampler` and :meth:`expected_frequencies`.
+
+    A row has one entry, its number ``"x"``, so a score has to be computed from this entry. The rows of
+    :meth:`make_buffer` are in the storage before the sampler is, like a data set: it gets no ``extend`` for them. To
+    test other priorities, override :meth:`make_buffer` and set them there.
 
     Examples:
         >>> from torchrl_o2o.data import BalancedSampler
@@ -166,9 +170,11 @@ class SamplerContract:
             counts += torch.bincount(buffer.sample()["index"], minlength=len(counts))
         expected = frequencies * draws * self.batch_size
         drawn = expected > 0
-        assert (counts[~drawn] == 0).all()
-        statistic = ((counts - expected)[drawn].square() / expected[drawn]).sum()
-        freedom = int(drawn.sum()) - 1
+        never = counts.masked_fill(drawn, 0)
+        assert not never.any(), f"row {int(never.argmax())} was drawn, and its expected frequency is 0"
+        deviation = ((counts - expected).square() / expected).masked_fill(~drawn, 0)
+        statistic, freedom, row = deviation.sum(), int(drawn.sum()) - 1, int(deviation.argmax())
         assert statistic < freedom + 5 * (2 * freedom) ** 0.5, (
-            f"chi-square {statistic:.1f} at {freedom} degrees of freedom"
+            f"chi-square {statistic:.1f} at {freedom} degrees of freedom; the largest part is row {row}: drawn "
+            f"{int(counts[row])} times, expected {expected[row]:.1f}"
         )

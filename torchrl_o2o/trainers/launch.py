@@ -324,7 +324,8 @@ def online_phase(
     learner, how = make_learner(cfg, problem.dims), HandOver(**plain(cfg.handover))
     if source is not None:
         fresh = hand_over(source, learner, how)
-        logging.getLogger(__name__).info("carried over from %s; not carried over: %s", source.folder, fresh)
+        said = f"carried over from {source.folder}; {f'new: {fresh}' if fresh else 'no part is new'}"
+        logging.getLogger(__name__).info(said)
     buffer = None if make_buffer is None else make_buffer(learner)
     options = run_options(cfg, cfg.run_dir)
     parts = {"handover": how, "buffer": buffer, "make_storage": make_storage, "objects": objects, "fleet": fleet}

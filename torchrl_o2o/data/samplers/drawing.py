@@ -19,6 +19,38 @@ class DrawingSampler(ChecksArguments, Sampler):
 
     The replay buffer gives a sampler its generator. Set :attr:`noise` to draw from another source, for example from
     :class:`~torchrl_o2o.objectives.RecordedNoise`.
+
+    A subclass draws in ``sample``, which returns indices of the storage, shape [N], and entries to add to the batch.
+    It draws only from ``self._source()``, with a name for each draw. TorchRL calls ``extend(index)`` for rows that are
+    written, and ``update_priority(index, priority)`` of a sampler that has it. ``state_dict`` and ``dumps`` hold what
+    changes; a sampler without state leaves them empty, as here. :class:`~torchrl_o2o.testing.SamplerContract` tests it.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl.data import TensorDictReplayBuffer
+        >>> from torchrl_o2o.testing import counting_storage
+        >>> class NewestFirst(DrawingSampler):
+        ...     def sample(self, storage, batch_size):
+        ...         score = storage[:]["x"].double()  # of a real transition, for example its reward
+        ...         return self._source().choices("rows", (0.1 * score).softmax(0), batch_size), {}
+        ...
+        ...     def state_dict(self):
+        ...         return {}
+        ...
+        ...     def load_state_dict(self, state_dict):
+        ...         pass
+        ...
+        ...     def dumps(self, path):
+        ...         pass
+        ...
+        ...     def loads(self, path):
+        ...         pass
+        ...
+        ...     def _empty(self):  # of buffer.empty()
+        ...         pass
+        >>> buffer = TensorDictReplayBuffer(storage=counting_storage(40, 24, 64), sampler=NewestFirst(), batch_size=64)
+        >>> bool(buffer.sample()["x"].double().mean() > 45)
+        True
     """
 
     #: Source of the random numbers; ``None`` (default) is the replay buffer's generator.
