@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -73,3 +75,33 @@ def test_a_loss_without_gradient_is_named() -> None:
         value = weight.square()
     with pytest.raises(O2OSpecError, match="loss_actor has no gradient, expected one"):
         descend(optim, value, "loss_actor")
+
+
+@pytest.mark.parametrize("norm", [-1.0, 0.0, float("nan")])
+def test_a_norm_that_erases_the_gradient_or_turns_it_around_is_refused(norm: float) -> None:
+    weight = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(O2OSpecError, match=f"got max_grad_norm={norm}, expected a positive number"):
+        descend(torch.optim.SGD([weight], lr=0.5), weight.square(), max_grad_norm=norm)
+    assert weight.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (torch.optim.SGD, {"maximize": True}, "got maximize=True in SGD of 'loss'"),
+        (torch.optim.Adam, {"differentiable": True}, "got differentiable=True in Adam"),
+        (torch.optim.LBFGS, {}, "got LBFGS for 'loss', whose step evaluates the loss several times"),
+    ],
+)
+def test_an_optimizer_that_does_not_descend_by_one_gradient_is_refused(kind: Any, options: Any, message: str) -> None:
+    weight = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(O2OSpecError, match=message):
+        descend(kind([weight], lr=0.5, **options), weight.square())
+
+
+def test_a_loss_of_several_rows_is_refused() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    with pytest.raises(
+        O2OSpecError, match=r"got loss of shape \[2\], expected one number; build the loss with reduction"
+    ):
+        descend(torch.optim.SGD([weight], lr=0.5), weight.square())

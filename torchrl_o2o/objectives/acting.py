@@ -36,7 +36,6 @@ class ActsByLoss(TensorDictModuleBase, Generic[L]):
     Examples:
         >>> from torchrl_o2o.modules import make_actor, make_qvalue_ensemble
         >>> from torchrl_o2o.objectives import AWACLoss, BestAction
-        >>> from torchrl_o2o.objectives.acting import ActsByLoss
         >>> loss = AWACLoss(make_actor(3, 2, hidden_sizes=(8,)), make_qvalue_ensemble(3, 2, hidden_sizes=(8,)))
         >>> policy = BestAction(loss.double())
         >>> isinstance(policy, ActsByLoss), next(policy.parameters()).dtype, len(policy.state_dict())

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.diagnostics import finite_or_raise
+from torchrl_o2o.updates.steps import check_descends, check_norm
 
 __all__ = ["descend", "weight_decay_groups"]
 
@@ -34,7 +35,9 @@ def descend(
 
     Raises:
         NonFiniteError: if the loss or a gradient is not finite; the parameters are unchanged.
-        O2OSpecError: if the loss has no gradient, or none at any of the optimizer's parameters.
+        O2OSpecError: if the loss is not one number, has no gradient, or none at any of the optimizer's parameters, the
+            optimizer does not descend by one gradient (see :class:`~torchrl_o2o.updates.Descend`), or ``max_grad_norm``
+            is not positive.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.tensor(1.0))
@@ -42,6 +45,13 @@ def descend(
         >>> weight.item()
         0.0
     """
+    check_descends(optim, name)
+    check_norm("max_grad_norm", max_grad_norm)
+    if loss.numel() != 1:
+        raise O2OSpecError(
+            f"got {name} of shape {list(loss.shape)}, expected one number; build the loss with reduction='mean', or "
+            "average its rows"
+        )
     if not loss.requires_grad:
         raise O2OSpecError(
             f"{name} has no gradient, expected one; compute it outside of torch.no_grad() and torch.inference_mode(), "

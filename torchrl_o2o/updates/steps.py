@@ -29,6 +29,8 @@ __all__ = [
     "Repeat",
     "Step",
     "Whole",
+    "check_descends",
+    "check_norm",
     "descends_of",
     "moves_targets",
     "plan",
@@ -39,6 +41,51 @@ __all__ = [
 
 #: In a plan, the index that stands for all minibatches together.
 WHOLE = -1
+
+
+def check_descends(optim: torch.optim.Optimizer, name: str) -> None:
+    """Raise for an optimizer that does not make a step of descent by one given gradient.
+
+    Args:
+        optim: the optimizer.
+        name: of its loss, for the message.
+
+    Raises:
+        O2OSpecError: if it evaluates the loss itself, as ``LBFGS`` does, ascends, or is differentiated.
+
+    Examples:
+        >>> check_descends(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]), "actor")
+    """
+    closure = inspect.signature(optim.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise O2OSpecError(
+            f"got {type(optim).__name__} for {name!r}, whose step evaluates the loss several times, "
+            "expected an optimizer that uses one gradient; use Adam or SGD, for example"
+        )
+    for group in optim.param_groups:
+        for option in ("maximize", "differentiable"):
+            if group.get(option):
+                raise O2OSpecError(
+                    f"got {option}=True in {type(optim).__name__} of {name!r}, expected False, because "
+                    "this step descends, and no gradient passes through it; leave the option out"
+                )
+
+
+def check_norm(name: str, norm: float | None) -> None:
+    """Raise for a bound of the gradient's norm that would erase the gradient or change its sign.
+
+    Args:
+        name: of the argument.
+        norm: the bound; ``None`` is none.
+
+    Raises:
+        O2OSpecError: if it is not positive.
+
+    Examples:
+        >>> check_norm("clip_grad_norm", 1.0)
+    """
+    if norm is not None and not norm > 0.0:
+        raise O2OSpecError(f"got {name}={norm}, expected a positive number, or None")
 
 
 @checked_arguments
@@ -70,22 +117,9 @@ class Descend:
 
     def __post_init__(self) -> None:
         """Check the bound, the scale and the optimizer."""
-        closure = inspect.signature(self.optim.step).parameters.get("closure")
-        if closure is not None and closure.default is closure.empty:
-            raise O2OSpecError(
-                f"got {type(self.optim).__name__} for {self.name!r}, whose step evaluates the loss several times, "
-                "expected an optimizer that uses one gradient; use Adam or SGD, for example"
-            )
-        for group in self.optim.param_groups:
-            for option in ("maximize", "differentiable"):
-                if group.get(option):
-                    raise O2OSpecError(
-                        f"got {option}=True in {type(self.optim).__name__} of {self.name!r}, expected False, because "
-                        "this step descends, and no gradient passes through it; leave the option out"
-                    )
+        check_descends(self.optim, self.name)
         check_number("scale", self.scale, above=0)
-        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0.0:
-            raise O2OSpecError(f"got clip_grad_norm={self.clip_grad_norm}, expected a positive number, or None")
+        check_norm("clip_grad_norm", self.clip_grad_norm)
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
