@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,10 @@ import torch
 from tests.scripts.phases import PhasesContract, assert_equal, dying, newest, rows
 from tests.scripts.running import compose
 from torchrl_o2o.errors import O2OSpecError
-from torchrl_o2o.trainers.algorithms import make_off2on_agent, make_off2on_ensemble
+from torchrl_o2o.objectives import DensityRatioLoss
+from torchrl_o2o.scripts import script_config
+from torchrl_o2o.testing import random_transitions
+from torchrl_o2o.trainers.algorithms import make_off2on_agent, make_off2on_ensemble, replay_priority
 from torchrl_o2o.trainers.handover import stack_agents
 from torchrl_o2o.trainers.pipeline import Pretrained
 
@@ -118,6 +121,19 @@ def test_published_settings() -> None:
     assert (cfg.sampler.init_online_fraction, cfg.priority.temperature, cfg.temperature.init) == (0.5, 5.0, 1.0)
     maze = compose("off2on", "task=antmaze-medium")
     assert (maze.penalty.target_gap, maze.penalty.weight, maze.loss.max_target_backup) == (0.8, 5.0, True)
+
+
+def test_priorities_do_not_contain_the_constant_of_the_network() -> None:
+    """A setting of its own followed the loss's constant, which the network need not have: w = 0 counted as 1e-10."""
+    cfg = script_config("off2on", ["preset=cpu", "compile=false", "density_ratio.parametrization=relu"])
+    assert cfg.density_loss.eps == 0.0
+    learner = make_off2on_ensemble(cfg, (3, 2))
+    network = cast(DensityRatioLoss, learner.further["density_ratio"].loss).density_ratio_network_params
+    with torch.no_grad():
+        for value in network.values(True, True):
+            value.zero_()
+    rows = random_transitions(4, 3, 2)  # the network says w = 0 everywhere
+    assert replay_priority(cfg, learner, rows, rows).tolist() == pytest.approx([cfg.priority.minimum] * 4)
 
 
 def test_the_multiplier_of_mazes_is_trained(tmp_path: Path) -> None:

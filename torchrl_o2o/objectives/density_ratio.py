@@ -99,7 +99,8 @@ class DensityRatioLoss(TransitionLoss):
         check_number("eps", eps, least=0)
         self.eps = eps
         net = getattr(density_ratio_network, "module", None)
-        self._network_eps = net.offset if isinstance(net, DensityRatioNet) else eps
+        #: The constant in :meth:`log_ratio`, which is log(w + network_eps).
+        self.network_eps = net.offset if isinstance(net, DensityRatioNet) else eps
 
     def _keys_read(self) -> list[NestedKey]:
         return [*self.density_ratio_network.in_keys, self.tensor_keys.is_offline]
@@ -141,9 +142,9 @@ class DensityRatioLoss(TransitionLoss):
 
     def _at_eps(self, log_ratio: Tensor) -> Tensor:
         """log(w + eps) with the eps of this loss, which the network may lack, or add another one."""
-        if not self.eps or self.eps == self._network_eps:
+        if not self.eps or self.eps == self.network_eps:
             return log_ratio
-        return (torch.relu(log_ratio.exp() - self._network_eps) + self.eps).log()
+        return (torch.relu(log_ratio.exp() - self.network_eps) + self.eps).log()
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -208,7 +208,7 @@ def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) 
     @torch.no_grad()
     def refresh(rows: TensorDictBase) -> Tensor:
         log_ratio = torch.cat([ratio.log_ratio(part) for part in rows.split(65_536)])
-        return off2on_priority(log_ratio, log_ratio, **plain(cfg.priority))
+        return off2on_priority(log_ratio, log_ratio, eps=ratio.network_eps, **plain(cfg.priority))
 
     capacity, number = cfg.online.capacity or cfg.online.total_frames, len(problem.offline)
     settings = {**plain(cfg.sampler), "first_epoch_frames": cfg.online.frames_per_epoch}
@@ -223,6 +223,8 @@ def balanced_replay_buffer(cfg: DictConfig, problem: Problem, learner: Learner) 
 @torch.no_grad()
 def replay_priority(cfg: DictConfig, learner: Learner, rows: TensorDictBase, offline: TensorDictBase) -> Tensor:
     """Compute priorities of rows: their density ratio relative to the mean over recorded rows.
+
+    The constant that a ReLU network adds to the ratio is removed, because the authors' priorities do not contain it.
 
     Args:
         cfg: section ``priority``.
@@ -243,7 +245,8 @@ def replay_priority(cfg: DictConfig, learner: Learner, rows: TensorDictBase, off
         torch.Size([4])
     """
     ratio = _ratio(learner)
-    return off2on_priority(ratio.log_ratio(rows), ratio.log_ratio(offline), **plain(cfg.priority))
+    log_ratios = ratio.log_ratio(rows), ratio.log_ratio(offline)
+    return off2on_priority(*log_ratios, eps=ratio.network_eps, **plain(cfg.priority))
 
 
 def _ratio(learner: Learner) -> DensityRatioLoss:
