@@ -4,6 +4,7 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -143,3 +144,11 @@ def test_trajectories_of_another_environment_are_refused() -> None:
     with pytest.raises(O2OSpecError, match=r"got observations \[3, 3\] and .*'observation': \[2\], 'action': \[1\]"):
         replay.append(torch.zeros(3, 3), torch.zeros(3, 1), torch.ones(3))
     assert len(replay.episodes) == 1
+
+
+def test_arrays_are_read_like_tensors() -> None:
+    """Logs of others are arrays; torch's message was about a missing method."""
+    assert returns_to_go(np.array([1.0, 2.0])).tolist() == returns_to_go([1.0, 2.0]).tolist() == [3.0, 2.0]
+    replay = TrajectoryReplay(capacity=1, return_scale=1.0)
+    replay.append(np.zeros((2, 3), np.float32), np.zeros((2, 1), np.float32), np.ones(2, np.float32))
+    assert replay.episodes[0]["return_to_go"].tolist() == [[2.0], [1.0]]

@@ -439,3 +439,8 @@ def test_arguments_of_another_kind_are_refused(tmp_path: Path) -> None:
         save_policy(tmp_path, make_actor(3, 1, hidden_sizes=(8,)), env=make_gym_env("Pendulum-v1"))  # type: ignore[arg-type]
     with pytest.raises(O2OSpecError, match="got path=None, expected a word or Path"):
         load_policy(None)  # type: ignore[arg-type]
+
+
+def test_a_box_of_two_numbers_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(O2OSpecError, match=r"got action_box=\(-2.0, 2.0\), expected \(a list, each a number"):
+        save_policy(tmp_path, trained("tanh"), action_box=(-2.0, 2.0))  # type: ignore[arg-type]

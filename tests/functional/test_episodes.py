@@ -65,3 +65,9 @@ def test_columns_and_flags_of_numbers_are_refused() -> None:
                 of(one, one, *flags, 0.5, 0.5)
     with pytest.raises(O2OSpecError, match="got the shapes"):
         F.discounted_sum(one, torch.ones(3))
+
+
+def test_arrays_are_refused_by_name() -> None:
+    rows = torch.ones(2)
+    with pytest.raises(O2OSpecError, match=r"got the types \{'discount': 'ndarray'\}, expected tensors"):
+        F.discounted_sum(rows, rows.numpy())  # type: ignore[arg-type]

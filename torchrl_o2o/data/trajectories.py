@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase, stack
 from torch import Tensor
@@ -21,7 +22,7 @@ from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count, check_nu
 __all__ = ["TrajectoryReplay", "returns_to_go"]
 
 
-def returns_to_go(reward: Tensor) -> Tensor:
+def returns_to_go(reward: Tensor | np.ndarray | Sequence[float]) -> Tensor:
     r"""Undiscounted returns, :math:`R_t=\sum_{i\ge t}r_i`.
 
     Args:
@@ -35,7 +36,7 @@ def returns_to_go(reward: Tensor) -> Tensor:
         >>> returns_to_go(torch.tensor([1.0, 2.0, 3.0]))
         tensor([6., 5., 3.])
     """
-    return reward.flip(0).cumsum(0).flip(0)
+    return torch.as_tensor(reward).flip(0).cumsum(0).flip(0)
 
 
 def _scaled_returns(reward: Tensor, scale: float) -> Tensor:
@@ -85,7 +86,9 @@ class TrajectoryReplay:
         self._oldest = 0
         self._appended: set[int] = set()
 
-    def append(self, observation: Tensor, action: Tensor, reward: Tensor) -> None:
+    def append(
+        self, observation: Tensor | np.ndarray, action: Tensor | np.ndarray, reward: Tensor | np.ndarray
+    ) -> None:
         """Add a copy of one episode in the dtypes of the first, which replaces the oldest if the ring is full.
 
         Args:
@@ -97,6 +100,7 @@ class TrajectoryReplay:
             O2OSpecError: if they differ in length, they or the sums of rewards are not finite, or their widths are not
                 those of the stored trajectories.
         """
+        observation, action, reward = map(torch.as_tensor, (observation, action, reward))
         same = reward.ndim == 1 and 0 < len(reward) == len(observation) == len(action)
         to_go = _scaled_returns(reward.detach(), self.return_scale) if same else reward
         if not same or not all(bool(each.isfinite().all()) for each in (observation, action, reward, to_go)):

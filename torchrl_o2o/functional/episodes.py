@@ -55,8 +55,10 @@ def discounted_sum(increment: Tensor, discount: Tensor) -> Tensor:
 
 
 def _check_rows(numbers: Mapping[str, Tensor], flags: Mapping[str, Tensor]) -> None:
-    """Raise for columns [N, 1], which broadcast against [N], and for flags that are not bool, as ``~`` needs."""
+    """Raise for arrays, for columns [N, 1], which broadcast against [N], and for flags not bool, as ``~`` needs."""
     columns = {**numbers, **flags}
+    if foreign := {name: type(column).__name__ for name, column in columns.items() if not isinstance(column, Tensor)}:
+        raise O2OSpecError(f"got the types {foreign}, expected tensors; convert them with torch.as_tensor(...)")
     shapes = {name: list(column.shape) for name, column in columns.items()}
     if any(len(shape) != 1 for shape in shapes.values()) or len({tuple(shape) for shape in shapes.values()}) > 1:
         raise O2OSpecError(f"got the shapes {shapes}, expected [N] for each; squeeze columns [N, 1]")

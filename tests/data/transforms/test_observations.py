@@ -11,7 +11,7 @@ from tests.data.transforms.rows import golden_data, load
 from torchrl_o2o.data.transforms import (
     ObservationStats,
 )
-from torchrl_o2o.errors import O2ODataError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions
 
 # The golden rows have no actions, and their observations do not continue.
@@ -60,3 +60,8 @@ def test_statistics_survive_a_checkpoint() -> None:
     again = ObservationStats.from_state_dict(stats.state_dict())
     assert torch.equal(again.mean, stats.mean)
     assert torch.equal(again.scale, stats.scale)
+
+
+def test_statistics_of_arrays_are_refused_by_name() -> None:
+    with pytest.raises(O2OSpecError, match=r"got scale of the type ndarray, expected a tensor"):
+        ObservationStats(torch.zeros(2), torch.ones(2).numpy())  # type: ignore[arg-type]

@@ -34,6 +34,9 @@ class ObservationStats:
         mean: [o].
         scale: [o], the population standard deviation plus 1e-3, as in CORL (and in TD3+BC).
 
+    Raises:
+        O2OSpecError: if one is no tensor.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
@@ -49,6 +52,15 @@ class ObservationStats:
 
     mean: Tensor
     scale: Tensor
+
+    def __post_init__(self) -> None:
+        """Check that both are tensors, because everything that holds a policy reads them as such."""
+        for name, value in (("mean", self.mean), ("scale", self.scale)):
+            if not isinstance(value, Tensor):
+                raise O2OSpecError(
+                    f"got {name} of the type {type(value).__name__}, expected a tensor [o]; convert it with "
+                    "torch.as_tensor(...)"
+                )
 
     @classmethod
     def of(cls, data: TensorDictBase, *, eps: float = 1e-3) -> ObservationStats:
