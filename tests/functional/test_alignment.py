@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.functional.alignment import (
     aligned_value,
     baseline_value,
@@ -71,3 +72,9 @@ def test_the_papers_schedules_reach_their_floor(horizon: float, floor: float, re
     if reached:
         assert interpolation_weight(reached - 100, horizon=horizon, floor=floor) > floor
     assert interpolation_weight(reached + 10_000, horizon=horizon, floor=floor) == floor
+
+
+def test_the_offline_policys_weight_does_not_rise_before_the_first_update() -> None:
+    assert interpolation_weight(-1000, horizon=40, floor=0.5) == 1.0
+    with pytest.raises(O2OSpecError, match="got horizon=0"):
+        interpolation_weight(1, horizon=0, floor=0.5)

@@ -150,6 +150,9 @@ def test_iwae_penalty_tightens_with_samples() -> None:
 def test_spot_cooling_stops_at_its_floor() -> None:
     assert F.spot_cooling(0.3, 300, 1000, 0.2) == pytest.approx(0.21)
     assert F.spot_cooling(0.3, 900, 1000, 0.5) == pytest.approx(0.15)
+    assert F.spot_cooling(0.3, -500, 1000) == 0.3, "an offline phase counts its steps up to 0"
+    with pytest.raises(O2OSpecError, match="got total_steps=0, expected at least 1 step"):
+        F.spot_cooling(0.3, 1, 0)
 
 
 def test_one_row_is_whitened_to_one_and_an_unknown_form_is_refused() -> None:

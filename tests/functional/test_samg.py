@@ -77,3 +77,7 @@ def test_kl_weight_rises_once_and_stays() -> None:
     assert weights == sorted(weights)
     assert weights[70:] == pytest.approx([2.0] * 31)
     assert [kl_weight(x, 2.0, hold=0.5, ramp=0.0) for x in (0.4, 0.5)] == [0.0, 2.0]
+
+
+def test_the_guidance_is_at_most_whole_before_the_first_online_step() -> None:
+    assert [guidance_factor(step, "linear", 10) for step in (-5, 0, 5)] == [1.0, 1.0, 0.5]

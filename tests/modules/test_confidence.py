@@ -234,3 +234,11 @@ def test_one_interface(confidence: Confidence) -> None:
     assert rows["next", "p_off"].shape == (3, 1)
     assert set(rows.keys(True, True)) == {*TRANSITION, ("next", "p_off"), "index"}
     assert buffer.sample()["next", "p_off"].shape == (8, 1)
+
+
+def test_an_entry_that_is_missing_is_named() -> None:
+    """A constant was written without its action, and others failed in torch."""
+    rows, confidence = random_transitions(4, 3, 2).exclude("action"), ConstantConfidence(0.5)
+    for call in (confidence, confidence.check):
+        with pytest.raises(O2OSpecError, match="expected 'action', which ConstantConfidence reads"):
+            call(rows)

@@ -357,6 +357,8 @@ def test_a_frozen_critic_has_no_dropout():
     frozen = FrozenCritic.from_loss(EnsembleSACLoss(make_actor(5, 2, hidden_sizes=(16,)), critics))
     rows = random_transitions(8, 5, 2)
     assert torch.equal(frozen(rows), frozen(rows))
+    with pytest.raises(O2OSpecError, match="expected 'action', which FrozenCritic reads"):
+        frozen(rows.exclude("action"))
 
 
 def test_frozen_sources() -> None:

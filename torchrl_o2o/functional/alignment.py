@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from torchrl_o2o.errors import check_number
+
 __all__ = ["aligned_value", "baseline_value", "beta_clip", "clip_level", "interpolation_weight", "ml_actor_objective"]
 
 
@@ -154,16 +156,20 @@ def interpolation_weight(step: int, *, start: float = 1.0, horizon: float, floor
     Source: Yu & Zhang 2023 (ACA), appendix C, and the authors' code.
 
     Args:
-        step: t, updates done.
+        step: t, updates done; before the first, k is k_0.
         start: k_0. Defaults to 1.
-        horizon: N, thousands of updates after which the unbounded line is at zero.
+        horizon: N, thousands of updates after which the unbounded line is at zero; positive.
         floor: k_min.
 
     Returns:
         k.
 
+    Raises:
+        O2OSpecError: if the horizon is not positive.
+
     Examples:
         >>> [interpolation_weight(step, horizon=40, floor=0.5) for step in (0, 10_000, 20_000, 30_000)]
         [1.0, 0.75, 0.5, 0.5]
     """
-    return max(start - step * start / (horizon * 1000.0), floor)
+    check_number("horizon", horizon, above=0)
+    return max(start - max(step, 0) * start / (horizon * 1000.0), floor)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from torchrl_o2o._moved import old_names
-from torchrl_o2o.errors import check_option
+from torchrl_o2o.errors import O2OSpecError, check_option
 
 __all__ = [
     "AdvantageWeight",
@@ -345,18 +345,23 @@ def spot_cooling(density_weight: float, step: int, total_steps: int, floor: floa
 
     Args:
         density_weight: :math:`\lambda` of the offline phase.
-        step: online step t.
-        total_steps: T.
+        step: online step t; at the negative steps of an offline phase the weight is :math:`\lambda`.
+        total_steps: T, at least 1.
         floor: :math:`\lambda_{end}`, a share of :math:`\lambda`. Defaults to 0.2 (AntMaze; Adroit 0.5).
 
     Returns:
         The weight at step t.
 
+    Raises:
+        O2OSpecError: if ``total_steps`` is below 1.
+
     Examples:
         >>> [spot_cooling(1.0, step, 1000) for step in (0, 250, 1000)]
         [1.0, 0.75, 0.2]
     """
-    return density_weight * max(floor, 1.0 - step / total_steps)
+    if total_steps < 1:
+        raise O2OSpecError(f"got total_steps={total_steps}, expected at least 1 step; pass the online phase's length")
+    return density_weight * max(floor, 1.0 - max(step, 0) / total_steps)
 
 
 __getattr__ = old_names(__name__, {"q_normalisation": q_normalization})

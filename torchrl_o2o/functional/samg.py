@@ -147,7 +147,7 @@ def guidance_factor(step: int, kind: Guidance = "constant", cutoff: int | None =
         raise O2OSpecError(
             f"got cutoff={cutoff} for {kind!r} guidance, expected the step at which it ends, e.g. 100000"
         )
-    return float(step < cutoff) if kind == "step" else max(0.0, 1.0 - step / cutoff)
+    return float(step < cutoff) if kind == "step" else max(0.0, 1.0 - max(step, 0) / cutoff)
 
 
 def kl_weight(progress: float, weight: float, hold: float = 0.2, ramp: float = 0.5) -> float:

@@ -26,6 +26,7 @@ from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.functional.offline import gaussian_kl
 from torchrl_o2o.functional.samg import Aggregator, latent_confidence
+from torchrl_o2o.modules.input_checks import entries_of
 
 __all__ = [
     "Confidence",
@@ -114,8 +115,12 @@ class Confidence(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write p, shape [*B, 1], into the tensordict and return it."""
-        raw = self.probability(*(tensordict.get(key) for key in self.in_keys))
+        raw = self.probability(*self._read(tensordict))
         return tensordict.set(self.out_keys[0], torch.where(raw >= self.threshold, raw, 0.0).unsqueeze(-1))
+
+    def _read(self, tensordict: TensorDictBase) -> list[Tensor]:
+        """Observation and action; raises if one is missing."""
+        return entries_of(tensordict, self.in_keys, f"{type(self).__name__}")
 
     @torch.no_grad()
     def check(self, data: TensorDictBase, *, batch_size: int = 65_536) -> ConfidenceReport:
@@ -131,8 +136,9 @@ class Confidence(TensorDictModuleBase):
         Warns:
             UserWarning: if nothing passes the threshold.
         """
+        self._read(data)
         parts = data.select(*self.in_keys).split(batch_size)
-        raw = torch.cat([self.probability(*(part.get(key) for key in self.in_keys)) for part in parts])
+        raw = torch.cat([self.probability(*self._read(part)) for part in parts])
         report = ConfidenceReport(math.nan, math.nan, float(raw.mean()), self._passing(raw))
         _warn_if_nothing_passes(report, self.threshold)
         return report

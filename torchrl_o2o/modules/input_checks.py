@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ __all__ = [
     "describe_mismatch",
     "described_layers",
     "differing_layer",
+    "entries_of",
     "raise_mismatch",
 ]
 
@@ -57,6 +59,34 @@ def check_rows(
             f"{kind} for each action: [*B, n] and [*B, A]; unsqueeze(-1) single numbers, flatten further dimensions, "
             "and build the networks for the result"
         )
+
+
+def entries_of(tensordict: TensorDictBase, keys: Sequence[NestedKey], reader: str) -> list[Tensor]:
+    """The entries that something reads.
+
+    Args:
+        tensordict: rows.
+        keys: of the entries.
+        reader: its name in messages.
+
+    Raises:
+        O2OSpecError: if one is missing.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> entries_of(TensorDict({"observation": [0.0]}), ["action"], "FrozenCritic")
+        Traceback (most recent call last):
+        torchrl_o2o.errors.O2OSpecError: got rows with ['observation'], expected 'action', which FrozenCritic reads...
+    """
+    found = [tensordict.get(key, None) for key in keys]
+    for key, value in zip(keys, found, strict=True):
+        if value is None:
+            there = sorted(map(str, tensordict.keys(include_nested=True, leaves_only=True)))
+            raise O2OSpecError(
+                f"got rows with {there}, expected {key!r}, which {reader} reads; pass whole transitions, or name its "
+                "inputs like these entries"
+            )
+    return found
 
 
 def check_noise(given: Sequence[int], expected: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ from torchrl.objectives.common import LossModule
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.errors import O2OSpecError, check_option
 from torchrl_o2o.functional.behavior import soft_minimum
+from torchrl_o2o.modules.input_checks import entries_of
 from torchrl_o2o.objectives.networks import call_ensemble, call_network, flat_parameters
 
 __all__ = ["FrozenCritic"]
@@ -146,8 +147,12 @@ class FrozenCritic(nn.Module):
 
         Returns:
             Shape [*B, 1].
+
+        Raises:
+            O2OSpecError: if an entry is missing.
         """
-        inputs: Mapping[NestedKey, Tensor] = {key: tensordict.get(key) for key in self.in_keys}
+        read = entries_of(tensordict, self.in_keys, type(self).__name__)
+        inputs: Mapping[NestedKey, Tensor] = dict(zip(self.in_keys, read, strict=True))
         params = flat_parameters(self.params)
         if self.kind == "value":
             return call_network(self.network, params, inputs, self.out_key)

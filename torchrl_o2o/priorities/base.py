@@ -22,6 +22,7 @@ from torch import Tensor
 
 from torchrl_o2o.errors import O2OSpecError, check_number
 from torchrl_o2o.functional.replay import finite_scores
+from torchrl_o2o.modules.input_checks import entries_of
 
 __all__ = ["LogPriority", "Sum"]
 
@@ -93,14 +94,7 @@ class LogPriority(ABC):
 
     def _entry(self, rows: TensorDictBase, key: NestedKey) -> Tensor:
         """An entry that :meth:`score` reads; raises if the rows lack it."""
-        value = rows.get(key, None)
-        if value is None:
-            there = sorted(map(str, rows.keys(include_nested=True, leaves_only=True)))
-            raise O2OSpecError(
-                f"got rows with {there}, expected {key!r}, which {type(self).__name__} reads; pass whole "
-                "transitions, or rename entries with set_keys of its loss and in_keys of its networks"
-            )
-        return value
+        return entries_of(rows, [key], type(self).__name__)[0]
 
     def _column(self, rows: TensorDictBase, key: NestedKey) -> Tensor:
         """An entry with one number per row, as [N]."""
