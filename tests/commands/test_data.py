@@ -132,3 +132,10 @@ def test_a_picture_that_cannot_be_written(root: Path, capsys: pytest.CaptureFixt
     main(["data", "make", NAME, "--steps", "200"])
     assert main(["data", "show", NAME, "--plot", str(root / "nowhere" / "a.png")]) == 2
     assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_a_picture_of_an_unknown_format_is_refused_before_the_data_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    for words in (["show", "path:none.npz"], ["coverage", "path:none.npz", "path:none.npz"]):
+        assert main(["data", *words, "--plot", "a.docx"]) == 2
+        assert "got the picture a.docx, expected a name that ends in one of" in capsys.readouterr().err

@@ -190,7 +190,7 @@ def test_scores_of_runs_that_diverged_are_not_cut_off(bad: float) -> None:
     assert np.isnan(stratified_bootstrap_interval([1.0, 2.0, bad], generator=np.random.default_rng(0))).all()
 
 
-NO_NUMBERS = [["a"], [[1.0], [1.0, 2.0]], torch.ones(2, requires_grad=True)]
+NO_NUMBERS = [["a"], np.array([1.0 + 2.0j]), [1j], [[1.0], [1.0, 2.0]], torch.ones(2, requires_grad=True)]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,7 @@ NO_NUMBERS = [["a"], [[1.0], [1.0, 2.0]], torch.ones(2, requires_grad=True)]
         *(lambda n=n: stratified_bootstrap_interval([1], generator=np.random.default_rng(0), num_resamples=n)
           for n in (0, -1)),
         lambda: stratified_bootstrap_interval([1, 2], generator=0),  # type: ignore[arg-type]
+        lambda: stratified_bootstrap_interval([1, 2], generator=np.random.default_rng(0), statistic=lambda x, axis: x),
         lambda: iqm([1.0], axis=2),
         lambda: common_scores([]),
     ],

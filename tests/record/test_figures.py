@@ -91,8 +91,28 @@ def test_what_cannot_be_drawn(tmp_path):
             [Panel("Hopper", "return", [Curve("a", step, step[:1])])],
             "expected vectors of one length",
         ),
+        ([Panel("Hopper", "return", [Curve("a", [0, 1], step)])], "curve 'a' with steps that are a list"),
+        ([Panel("Hopper", "return", [Curve("a", step, step)], {"data": float("nan")})], "level 'data' of the panel"),
+        ([Panel("Hopper", "return", [Curve("a", step, step)], {"data": "high"})], "level 'data' of the panel"),
     ):
         with pytest.raises(O2OSpecError, match=message):
             draw_panels(panels, tmp_path / "curves.png")
     draw_panels([Panel("Hopper", "return", [Curve("a", step, step)])], tmp_path / "new" / "curves.png")
     assert (tmp_path / "new" / "curves.png").exists()
+
+
+@pytest.mark.parametrize("label", ["$a_{", "$x$ and $y_{$", "_hidden", "", "__"])
+def test_every_label_is_in_the_legend_as_it_is_written(tmp_path, label):
+    panel = Panel(label, "$return_{$", [curve(label, [0, 1])], levels={f"{label}level": 0.5})
+    draw_panels([panel], tmp_path / "a.svg")
+    ax = axes()
+    _draw_panel(ax, panel, {label: "C0"})
+    shown = [text.replace(r"\$", "$") for text in ax.get_legend_handles_labels()[1]]
+    assert [text.removeprefix(" ") for text in shown] == [label, f"{label}level"]
+
+
+def test_the_suffix_chooses_the_format(tmp_path):
+    draw_panels([Panel("Hopper", "return", [curve("a", [0, 1])])], tmp_path / "new" / "a.pdf")
+    assert (tmp_path / "new" / "a.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(O2OSpecError, match=r"picture .*a\.docx, expected a name"):
+        draw_panels([Panel("Hopper", "return", [curve("a", [0, 1])])], tmp_path / "a.docx")

@@ -65,6 +65,9 @@ def test_non_finite_values_are_strings_in_the_file_and_floats_when_read(tmp_path
         ({"loss": torch.zeros(0)}, r"shape \(0,\)"),
         ({"loss": "high"}, "a str as metric 'loss'"),
         ({"loss": torch.tensor(1j)}, "a complex as metric"),
+        ({"loss": np.ma.array([1.0], mask=[True])}, "metric 'loss' of which 1 are masked"),
+        ({"loss": np.ma.masked}, "metric 'loss' of which 1 are masked"),
+        ({"": 1.0}, "metric name '', expected a word"),
         ({"step": 1.0}, "'step', which is a reserved column"),
         ({"time": 1.0}, "train/time"),
     ],
@@ -347,3 +350,18 @@ def test_a_tilde_is_not_the_name_of_a_folder(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(O2OSpecError, match=r"got the folder ~/runs, which would be .*write your home folder in full"):
         Recorder("~/runs", config={})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../batch", "a/../../b", "", "/batch"])
+def test_dumps_stay_in_the_folder_of_the_run(tmp_path: Path, name: str) -> None:
+    with Recorder(tmp_path / "run", config={}) as recorder, pytest.raises(O2OSpecError, match="in the run's folder"):
+        recorder.dump(name, TensorDict({}, []))
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_a_closed_recorder_has_no_state(tmp_path: Path) -> None:
+    with Recorder(tmp_path, config={}) as recorder:
+        state = recorder.state_dict()
+    for call in (recorder.state_dict, lambda: recorder.load_state_dict(state)):
+        with pytest.raises(O2OSpecError, match=r"after the recorder of .* was closed.*'with' block"):
+            call()

@@ -4,6 +4,8 @@
 # LICENSE file in the root directory of this source tree.
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -238,3 +240,28 @@ def test_a_sweep_is_reported_while_it_runs(tmp_path):
         "in the middle of a line",
     ):
         assert words in said
+
+
+@pytest.mark.parametrize(("score", "what"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
+def test_scores_that_are_not_finite_are_told(tmp_path, score, what):
+    write_run(tmp_path / "a", [1, 2, score, 3, 4], algorithm="rlpd", task="door")
+    write_run(tmp_path / "b", [1, 2, 2, 3, 4], seed=1, algorithm="rlpd", task="door")
+    report = write_report([tmp_path], tmp_path / "out", metric=SCORE)
+    assert f"a measured {what} at step 50: all numbers computed from it are NaN." in report.read_text()
+    assert table(report)[0]["regret"] == "nan"
+
+
+def test_settings_and_commands_of_any_letters_keep_the_tables(tmp_path):
+    for number, note in enumerate(("a\nb", "$x_{|`", "_c")):
+        write_run(tmp_path / str(number), [1, 2, 3, 4, 5], algorithm="_rlpd", task="$door_{", note=note)
+    record = json.loads((tmp_path / "0" / "run.json").read_text())
+    changed = {"command": "a.py 'x\n`y`'", "commit": {}, "versions": {}}
+    (tmp_path / "0" / "run.json").write_text(json.dumps(record | changed))
+    record = json.loads((tmp_path / "1" / "run.json").read_text())
+    record = {key: value for key, value in record.items() if key not in ("command", "versions", "commit")}
+    (tmp_path / "1" / "run.json").write_text(json.dumps(record))
+    report = write_report([tmp_path], tmp_path / "out", metric=SCORE)
+    first, second, _ = table(report, 1)
+    assert (first["command of the first seed"], first["commit"], first["versions"]) == ("``a.py 'x `y`'``", "–", "–")
+    assert (second["command of the first seed"], second["versions"]) == ("–", "–")
+    assert [row["final score"] for row in table(report)] == ["5", "5", "5"]

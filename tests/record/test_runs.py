@@ -203,3 +203,18 @@ def test_a_seed_is_a_whole_number(tmp_path, seed):
         recorder.log(0, {"evaluation/return": 1.0})
     with pytest.raises(O2ODataError, match=r"config.seed=.*, expected a whole number"):
         load_run(tmp_path / "a")
+
+
+def test_evaluations_that_a_seed_lacks_are_told(tmp_path):
+    write_run(tmp_path / "a", seed=0, points=((0, 1.0), (50, 2.0), (100, 3.0)))
+    write_run(tmp_path / "b", seed=1, points=((50, 2.0), (100, 3.0)))
+    with pytest.warns(UserWarning, match=r"^1 evaluations of .* are left out, the first at step 0, .*b does not$"):
+        (group,) = groups_of(tmp_path)
+    assert group.steps.tolist() == [50, 100]
+
+
+def test_entries_that_are_null_name_nothing(tmp_path):
+    write_run(tmp_path, task=None, env_id="Hopper-v5", algorithm=None)
+    rename_script(tmp_path, "rlpd.py seed=0")
+    run = load_run(tmp_path)
+    assert (run.name, run.task) == ("rlpd", "Hopper-v5")

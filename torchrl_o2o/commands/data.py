@@ -257,6 +257,7 @@ def _record(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import describe_offline
 
+    _check_plot(arguments)
     info = describe_offline(arguments.source, **reading(arguments))
     values = asdict(info)
     if arguments.json:
@@ -270,6 +271,14 @@ def _show(arguments: argparse.Namespace) -> int:
         path = plot_offline(arguments.source, arguments.plot, **reading(arguments))
         print(f"drawn to {path}")
     return 0
+
+
+def _check_plot(arguments: argparse.Namespace) -> None:
+    """Raise for a picture that cannot be written before anything is computed."""
+    from torchrl_o2o.pictures import check_picture
+
+    if arguments.plot:
+        check_picture(arguments.plot)
 
 
 def _shown(value: Any) -> str:
@@ -304,6 +313,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
     from torchrl_o2o.data import load_offline
     from torchrl_o2o.data.coverage import coverage, plot_coverage
 
+    _check_plot(arguments)
     data = {source: load_offline(source, **reading(arguments), **actions(arguments)) for source in arguments.sources}
     found = coverage(data, num_clusters=arguments.clusters, rows_per_source=arguments.rows, seed=arguments.seed)
     if arguments.json:

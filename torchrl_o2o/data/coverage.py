@@ -16,6 +16,7 @@ from tensordict import TensorDictBase
 
 from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.pictures import check_picture, plain_text, save_figure
 
 __all__ = ["Coverage", "coverage", "plot_coverage"]
 
@@ -129,7 +130,7 @@ def plot_coverage(found: Coverage, path: str | Path) -> Path:
         The file.
 
     Raises:
-        O2OSpecError: if matplotlib is not installed.
+        O2OSpecError: if matplotlib is not installed or does not write such files, or the file cannot be written.
 
     Examples:
         >>> import numpy as np, pytest, tempfile
@@ -138,12 +139,14 @@ def plot_coverage(found: Coverage, path: str | Path) -> Path:
         >>> plot_coverage(found, f"{tempfile.mkdtemp()}/coverage.png").stat().st_size > 1000
         True
     """
-    figure = require("matplotlib.figure", "plot").Figure(figsize=(5.5, 5), layout="constrained")
+    check_picture(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
     axis = figure.subplots()
     for number, (name, share) in enumerate(found.covered.items()):
         points = found.embedding[found.source == number]
-        axis.scatter(points[:, 0], points[:, 1], s=3, label=f"{name}: {share:.0%} of the clusters")
+        axis.scatter(points[:, 0], points[:, 1], s=3, label=plain_text(f"{name}: {share:.0%} of the clusters"))
     axis.set(xticks=[], yticks=[])
     axis.legend(markerscale=3, fontsize="small")
-    figure.savefig(path, dpi=150)
-    return Path(path)
+    return save_figure(figure, path)

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from torchrl_o2o.data.datasets.columns import ReadOptions
-from torchrl_o2o.data.datasets.optional import require
 from torchrl_o2o.data.datasets.sources import Source, read_source
+from torchrl_o2o.pictures import check_picture, plain_text, save_figure
 
 __all__ = ["plot_offline"]
 
@@ -42,7 +42,7 @@ def plot_offline(
 
     Raises:
         O2ODataError: if the source cannot be read.
-        O2OSpecError: if matplotlib is not installed.
+        O2OSpecError: if matplotlib is not installed or does not write such files, or the file cannot be written.
 
     Examples:
         >>> import numpy as np, tempfile
@@ -52,7 +52,9 @@ def plot_offline(
         >>> plot_offline(arrays, f"{tempfile.mkdtemp()}/data.png").stat().st_size > 1000
         True
     """
-    figure_module = require("matplotlib.figure", "plot")
+    check_picture(path)
+    from matplotlib.figure import Figure
+
     keys = None if obs_keys is None else tuple(obs_keys)
     raw = read_source(source, ReadOptions(max_episode_steps, keys, min_episode_length, names=dict(names or {})))
     panels = {
@@ -60,10 +62,9 @@ def plot_offline(
         "length of an episode": torch.bincount(raw.data["episode"]),
         "reward of a step": raw.data["next", "reward"].squeeze(-1),
     }
-    figure = figure_module.Figure(figsize=(9, 2.8), layout="constrained")
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
     for axis, (label, values) in zip(figure.subplots(1, len(panels)), panels.items()):
         axis.hist(values[values.isfinite()].numpy(), bins=40)
         axis.set(xlabel=label)
-    figure.suptitle(f"{raw.meta.id}: {len(raw.data)} transitions", fontsize="medium")
-    figure.savefig(path, dpi=150)
-    return Path(path)
+    figure.suptitle(plain_text(f"{raw.meta.id}: {len(raw.data)} transitions"), fontsize="medium")
+    return save_figure(figure, path)

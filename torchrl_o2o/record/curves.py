@@ -100,7 +100,7 @@ def stratified_bootstrap_interval(
     Args:
         scores: ``[seeds]`` for one task or ``[seeds, tasks]``.
         generator: source of the resamples; the global state is not changed.
-        statistic: called with an array ``[resamples, seeds * tasks]`` and ``axis=1``.
+        statistic: called with an array ``[resamples, seeds * tasks]`` and ``axis=1``; returns one number per resample.
         level: coverage, in (0, 1).
         num_resamples: number of resamples.
 
@@ -109,7 +109,7 @@ def stratified_bootstrap_interval(
 
     Raises:
         O2OSpecError: if the scores are empty or not one- or two-dimensional, the level is outside (0, 1), the number of
-            resamples is below 1 or ``generator`` is not numpy's.
+            resamples is below 1, ``generator`` is not numpy's, or ``statistic`` does not give one number per resample.
 
     Examples:
         >>> import numpy as np
@@ -134,7 +134,13 @@ def stratified_bootstrap_interval(
     rows = generator.integers(len(array), size=(num_resamples, *array.shape))
     resamples = np.take_along_axis(array[None], rows, axis=1).reshape(num_resamples, -1)
     tail = 50.0 * (1.0 - level)
-    low, high = np.percentile(statistic(resamples, axis=1), [tail, 100.0 - tail])
+    values = _numbers("values of the statistic", statistic(resamples, axis=1))
+    if values.shape != (num_resamples,):
+        raise O2OSpecError(
+            f"got {list(values.shape)} values of the statistic for resamples of shape {list(resamples.shape)}, "
+            f"expected [{num_resamples}]; reduce the axis that it is called with, as numpy.median does"
+        )
+    low, high = np.percentile(values, [tail, 100.0 - tail])
     return float(low), float(high)
 
 
@@ -256,6 +262,8 @@ def regret(steps: ArrayLike, scores: ArrayLike, *, optimum: float = 100.0) -> fl
 def _numbers(name: str, values: ArrayLike) -> np.ndarray:
     check_unmasked(name, values)
     try:
+        if np.iscomplexobj(np.asarray(values)):
+            raise TypeError("they are complex")
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:  # text, lists of uneven length, tensors with gradients
         raise O2OSpecError(f"got {name} that are not an array of numbers ({error}); pass an array or a list") from error

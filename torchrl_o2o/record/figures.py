@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from torchrl_o2o.arguments import checked_arguments
-from torchrl_o2o.durable import replace_durably
-from torchrl_o2o.errors import O2OSpecError
+from torchrl_o2o.errors import O2OSpecError, check_number
+from torchrl_o2o.pictures import check_picture, plain_text, save_figure
 from torchrl_o2o.record.curves import iqm, stratified_bootstrap_interval
 
 __all__ = ["Curve", "Panel", "draw_panels"]
@@ -105,17 +105,18 @@ class Panel:
 
 @checked_arguments
 def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
-    """Draw panels side by side, one legend below, into a PNG file.
+    """Draw panels side by side, one legend below, into a file.
 
     Curves with negative steps have a dashed line at step 0, the hand-over. Peers' curves are cut to the steps of the
     others.
 
     Args:
         panels: at least one, each with at least one curve that is not a peer's.
-        path: the file to write, in a new folder if it does not exist.
+        path: the file to write, in a new folder if it does not exist; its suffix chooses the format.
 
     Raises:
-        O2OSpecError: if matplotlib is not installed, there is nothing to draw, or a curve's vectors differ in length.
+        O2OSpecError: if matplotlib is not installed or does not write such files, the file cannot be written, there is
+            nothing to draw, a curve's vectors are no arrays or differ in length, or a level is no finite number.
 
     Examples:
         >>> import tempfile
@@ -127,11 +128,10 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         >>> path.read_bytes()[1:4]
         b'PNG'
     """
-    try:
-        from matplotlib import color_sequences
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise O2OSpecError("drawing needs matplotlib, which is not installed; pip install torchrl_o2o[plot]") from error
+    check_picture(path)
+    from matplotlib import color_sequences
+    from matplotlib.figure import Figure
+
     _check(panels)
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
@@ -147,10 +147,9 @@ def draw_panels(panels: Sequence[Panel], path: str | Path) -> None:
         ax.set_visible(False)
     banded = any(curve.low is not None for panel in panels for curve in panel.curves)
     _draw_legend(figure, width, _STATISTIC if banded else None)
-    image = io.BytesIO()
-    figure.savefig(image, bbox_inches="tight", format="png")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    replace_durably(Path(path), image.getvalue())
+    with suppress(OSError):  # what prevents it prevents the file, too, and is told there
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_figure(figure, path)
 
 
 def _check(panels: Sequence[Panel]) -> None:
@@ -159,8 +158,16 @@ def _check(panels: Sequence[Panel]) -> None:
     for panel in panels:
         if all(curve.peer for curve in panel.curves):
             raise O2OSpecError(f"got the panel {panel.title!r} without a curve that is not a peer's, expected one")
+        for name, level in panel.levels.items():
+            check_number(f"the level {name!r} of the panel {panel.title!r}", level)
         for curve in panel.curves:
             vectors = {"steps": curve.steps, "middle": curve.middle, "low": curve.low, "high": curve.high}
+            odd = [name for name, vector in vectors.items() if not isinstance(vector, np.ndarray | None)]
+            if odd:
+                raise O2OSpecError(
+                    f"got the curve {curve.label!r} with {odd[0]} that are a {type(vectors[odd[0]]).__name__}, "
+                    "expected arrays of numpy; pass numpy.asarray(...)"
+                )
             shapes = {name: np.shape(vector) for name, vector in vectors.items() if vector is not None}
             if len(set(shapes.values())) > 1 or len(shapes["steps"]) != 1 or shapes["steps"] == (0,):
                 raise O2OSpecError(
@@ -175,7 +182,7 @@ def _draw_legend(figure: Any, width: float, title: str | None) -> None:
     for ax in figure.axes:
         handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
     labels = [textwrap.fill(label, int(width / _INCHES_PER_LETTER) - 8) for label in handles]
-    longest = max(len(line) for label in labels for line in label.splitlines())
+    longest = max(len(line) for label in labels for line in label.splitlines() or [label])
     columns = max(1, min(len(labels), int(width / (_INCHES_PER_LETTER * (longest + 6)))))
     lines = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns) + (title is not None)
     figure.set_figheight(figure.get_figheight() + _INCHES_PER_LINE * max(0, lines - 2))
@@ -198,13 +205,13 @@ def _draw_panel(ax: Any, panel: Panel, colors: dict[str, Any]) -> None:
     for curve in panel.curves:
         _draw_curve(ax, curve, (curve.steps >= first) & (curve.steps <= last), colors[curve.label])
     for style, (label, level) in zip(cycle(_LEVEL_STYLES), panel.levels.items()):
-        ax.axhline(level, color="black", ls=style, lw=1, zorder=1, label=label)
+        ax.axhline(level, color="black", ls=style, lw=1, zorder=1, label=_legend(label))
     if first < 0 < last:
         ax.axvline(0, color="0.35", ls="--", lw=1, zorder=0, label="hand-over")
     if first < last:
         ax.set_xlim(first, last)
     xlabel = "steps (negative: offline training)" if first < 0 else "environment steps"
-    ax.set(title=panel.title, xlabel=xlabel, ylabel=panel.ylabel)
+    ax.set(title=plain_text(panel.title), xlabel=xlabel, ylabel=plain_text(panel.ylabel))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.ticklabel_format(axis="y", useOffset=False)  # no offset such as "+1e3" above the axis
     ax.spines[["top", "right"]].set_visible(False)
@@ -217,6 +224,11 @@ def _draw_curve(ax: Any, curve: Curve, shown: np.ndarray, color: Any) -> None:
     # A single evaluation is not visible as a line, so mark it.
     marker = "o" if shown.sum() == 1 else ""
     steps = curve.steps[shown]
-    ax.plot(steps, curve.middle[shown], color=color, label=curve.label, marker=marker, **style)
+    ax.plot(steps, curve.middle[shown], color=color, label=_legend(curve.label), marker=marker, **style)
     if curve.low is not None and curve.high is not None:
         ax.fill_between(steps, curve.low[shown], curve.high[shown], color=color, alpha=0.2, lw=0)
+
+
+def _legend(label: str) -> str:
+    """A label as matplotlib's legends show it: they leave out empty ones and those that begin with an underscore."""
+    return f" {plain_text(label)}" if label[:1] in ("", "_") else plain_text(label)

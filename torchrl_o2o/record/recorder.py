@@ -28,7 +28,7 @@ from torch import Tensor
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.durable import FolderLock, identity, refuse_link, refuse_other, replace_durably
-from torchrl_o2o.errors import O2OCheckpointError, O2OError, O2OSpecError
+from torchrl_o2o.errors import O2OCheckpointError, O2OError, O2OSpecError, check_unmasked
 from torchrl_o2o.functional.diagnostics import NonFiniteError
 from torchrl_o2o.provenance import describe_run, plain_config, plain_number
 from torchrl_o2o.record.files import METRICS_FILE, RUN_FILE, RowFile, read_run, write_run
@@ -162,10 +162,7 @@ class Recorder:
             O2OCheckpointError: if the row cannot be written; the file then ends with the previous row.
         """
         step = _whole(step)
-        if self._metrics.closed:
-            raise O2OSpecError(
-                f"got a row after the recorder of {self.folder} was closed; call log() inside its 'with' block"
-            )
+        self._refuse_closed("log() is called")
         if self._last_step is None:
             if self._metrics.cut_from_step(step):
                 self._to_sinks(lambda sink: sink.rewind(step))
@@ -220,8 +217,11 @@ class Recorder:
             The file, ``folder/name.pt``; ``torch.load(weights_only=True)`` reads it.
 
         Raises:
+            O2OSpecError: if the name is empty or leads out of the folder.
             O2OCheckpointError: if it cannot be written.
         """
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise O2OSpecError(f"got the name {name!r}, expected that of a file in the run's folder, such as 'batch'")
         path, stream = self.folder / f"{name}.pt", io.BytesIO()
         torch.save(data.clone().to_dict(), stream)  # a view would be written with all the rows that it is of
         self.check_place()
@@ -269,6 +269,12 @@ class Recorder:
                 where = f"The batch is not kept: {refused}"
             raise NonFiniteError(f"{error}. {where}") from error
 
+    def _refuse_closed(self, what: str) -> None:
+        if self._metrics.closed:
+            raise O2OSpecError(
+                f"{what} after the recorder of {self.folder} was closed, expected before; do it inside its 'with' block"
+            )
+
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
 
@@ -276,7 +282,11 @@ class Recorder:
         """Return the state for a resumed run: length and hash of the metrics file, last step, seconds elapsed.
 
         All counted rows are then on the disk.
+
+        Raises:
+            O2OSpecError: if the recorder is closed.
         """
+        self._refuse_closed("its state is saved")
         return {**self._metrics.sync(), "step": self._last_step, "seconds": self._elapsed()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -290,7 +300,9 @@ class Recorder:
 
         Raises:
             O2OCheckpointError: if the file is shorter than the state says, so that it is not the same file.
+            O2OSpecError: if the recorder is closed.
         """
+        self._refuse_closed("a state is loaded")
         self._metrics.cut(state_dict["position"], state_dict.get("blake2b"))
         self._last_step = state_dict["step"]
         self._started = time.monotonic() - state_dict["seconds"]
@@ -386,11 +398,14 @@ def _whole(step: Any) -> int:
 def _number(name: str, value: Any) -> float:
     if not isinstance(name, str):
         raise O2OSpecError(f"got the metric name {name!r}, a {type(name).__name__}, expected a string")
+    if not name.strip():
+        raise O2OSpecError(f"got the metric name {name!r}, expected a word, such as 'train/loss'")
     if name in _RESERVED:
         raise O2OSpecError(
             f"got the metric name {name!r}, which is a reserved column; add a namespace, as in 'train/{name}'"
         )
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        check_unmasked(f"metric {name!r}", value)
         if math.prod(value.shape) != 1:
             raise O2OSpecError(
                 f"got metric {name!r} of shape {tuple(value.shape)}, expected one number; reduce it first"

@@ -265,9 +265,11 @@ def _remarks(groups: Sequence[Group]) -> list[str]:
         if len(group.steps) == 1:
             remarks.append(f"{group.label} has one evaluation so far, at step {group.steps[0]:,}: no curve.")
         for run in group.runs:
-            lost = run.steps[np.isnan(run.scores)]
-            if len(lost):
-                remarks.append(f"{run.folder} measured NaN at step {lost[0]:,}: all numbers computed from it are NaN.")
+            lost = ~np.isfinite(run.scores)
+            if lost.any():
+                what = "NaN" if np.isnan(run.scores[lost][0]) else "infinity"
+                where = f"{run.folder} measured {what} at step {run.steps[lost][0]:,}"
+                remarks.append(f"{where}: all numbers computed from it are NaN.")
     return remarks
 
 
@@ -298,13 +300,21 @@ def _switch_figures(group: Group, optimum: float | None) -> list[float | None]:
 
 def _origin_row(group: Group) -> list[str]:
     records = [run.record for run in group.runs]
-    versions = [", ".join(f"{name} {version}" for name, version in record["versions"].items()) for record in records]
+    named = [record.get("versions", {}).items() for record in records]
+    versions = [", ".join(f"{name} {version}" for name, version in each) or "–" for each in named]
     commits = [_commit(record.get("commit")) for record in records]
-    return [group.task, group.label, f"`{records[0]['command']}`", _distinct(commits), _distinct(versions)]
+    return [group.task, group.label, _code(records[0].get("command")), _distinct(commits), _distinct(versions)]
+
+
+def _code(command: str | None) -> str:
+    if not command:
+        return "–"
+    fence = "``" if "`" in command else "`"
+    return f"{fence}{command}{fence}"
 
 
 def _commit(commit: Any) -> str:
-    if isinstance(commit, Mapping):
+    if isinstance(commit, Mapping) and "hash" in commit:
         return f"{commit['hash'][:10]}{' with changes' if commit.get('dirty') else ''}"
     return str(commit)[:10] if commit else "–"
 
@@ -314,5 +324,6 @@ def _distinct(values: Iterable[str]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    cells = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    one_line = ([" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in rows)
+    cells = [head, ["---"] * len(head), *one_line]
     return [f"| {' | '.join(row)} |" for row in cells]

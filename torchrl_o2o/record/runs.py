@@ -80,19 +80,24 @@ class Run:
     @property
     def name(self) -> str:
         """The algorithm that the configuration names, or else the script that ran."""
-        named = [str(self.config[key]) for key in _NAME_KEYS if key in self.config]
+        named = self._named(_NAME_KEYS)
         command = self.record.get("command") or ""
         try:
             words = shlex.split(command)
         except ValueError:  # an unclosed quote
             words = command.split()
         words = words or [self.folder.name]
-        return named[0] if named else Path(words[0]).stem
+        return named or Path(words[0]).stem
 
     @property
     def task(self) -> str:
         """The task that the configuration names; empty if it names none."""
-        return next((str(self.config[key]) for key in _TASK_KEYS if key in self.config), "")
+        return self._named(_TASK_KEYS)
+
+    def _named(self, keys: Sequence[str]) -> str:
+        """The first of these entries that the configuration has, on one line; empty if it has none, or only nulls."""
+        found = next((self.config[key] for key in keys if self.config.get(key) is not None), "")
+        return " ".join(str(found).split())
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,7 +305,7 @@ def _label(run: Run, heads: Sequence[Run], ignore: Sequence[str]) -> str:
     telling = sorted((key for key in keys if len(set(values[key])) > 1), key=rank)
     alone = [key for key in telling if len(set(values[key])) == len(rivals)]  # a single entry that distinguishes all
     shown = [key for key in alone[:1] or _enough(telling, values) if key in run.config]
-    return " ".join([run.name, *(f"{key}={run.config[key]}" for key in shown)])
+    return " ".join([run.name, *(f"{key}={run.config[key]}" for key in shown)]).replace("\n", " ")
 
 
 def _enough(telling: Sequence[str], values: Mapping[str, Sequence[str]]) -> list[str]:
@@ -328,6 +333,14 @@ def _group(runs: Sequence[Run], label: str) -> Group:
     for run in runs:
         if run.steps[-1] > steps[-1]:
             warnings.warn(f"{run.folder} is cut at step {steps[-1]}, the last one that all seeds have", stacklevel=3)
+    left_out = np.setdiff1d(np.concatenate([run.steps[run.steps <= steps[-1]] for run in runs]), steps)
+    if len(left_out):
+        lacking = next(run for run in runs if left_out[0] not in run.steps)
+        warnings.warn(
+            f"{len(left_out)} evaluations of {label} are left out, the first at step {left_out[0]}, because not all "
+            f"seeds have them: {lacking.folder} does not",
+            stacklevel=3,
+        )
     return Group(label, runs[0].task, runs, steps, scores, unfinished)
 
 
