@@ -98,6 +98,7 @@ def test_values_of_another_kind_are_refused_before_anything_is_written(tmp_path:
             r"got online_capacity=2, .* at least the 16 rows",
         ),
         (("handover.data=symmetric", "+online.online_capacity=7"), r"needs 8 online rows, .* has 7 online slots"),
+        (("handover.data=symmetric", "online.total_frames=7"), r"needs 8 online rows, .* has 7 online slots"),
         (("+online.scratch_dir=FULL",), r"got scratch_dir=.*, which is not empty"),
         (("+online.scratch_dir=/proc/rows",), r"got scratch_dir=.*, in which no file can be made"),
         (("+actors=0",), r"got num_actors=0, expected a whole number of at least 1"),

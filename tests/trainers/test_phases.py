@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,21 @@ def test_a_buffer_that_never_holds_a_batch_is_refused(tmp_path: Path, problem: P
         Finetuning(problem, AWAC(), options(tmp_path / "run"), online_capacity=100, **settings)
     assert not (tmp_path / "run").exists()
     Finetuning(problem, AWAC(), options(tmp_path / "run"), online_capacity=1024, **settings)
+
+
+@pytest.mark.parametrize(
+    ("total", "warmup", "refused"),
+    [(7, 0, True), (7, 7, True), (7, 8, False), (8, 0, False)],  # a run that ends in its warm-up draws nothing
+)
+def test_fewer_online_steps_than_a_batch_has_online_rows_are_refused_before_the_first(
+    tmp_path: Path, problem: Problem, total: int, warmup: int, refused: bool
+) -> None:
+    how = HandOver(data="symmetric", warmup_steps=warmup)
+    settings: dict[str, Any] = {"handover": how, "total_frames": total, "batch_size": 16}
+    expected = pytest.raises(O2OSpecError, match=r"16 at offline_fraction=0.5 needs 8 online rows, .* 7 online slots")
+    with expected if refused else nullcontext():
+        Finetuning(problem, AWAC(), options(tmp_path / "run"), **settings)
+    assert (tmp_path / "run").exists() is not refused
 
 
 def test_files_beside_a_buffer_in_memory_are_refused(tmp_path: Path, problem: Problem) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import LazyTensorStorage, Storage, TensorDictReplayBuffer
 
 from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.checkpoint.fingerprints import fingerprint
@@ -210,7 +210,8 @@ class Finetuning(Phase):
             environment here.
 
     Raises:
-        O2OSpecError: if ``online_capacity`` is given and leaves the buffer fewer slots than a batch has rows.
+        O2OSpecError: if ``online_capacity`` is given and leaves the buffer fewer slots than a batch has rows, or the
+            buffer's online slots, one a step by default, are fewer than the online rows of a batch.
         EnvFaultError: if the environment keeps failing.
 
     Examples:
@@ -268,9 +269,9 @@ class Finetuning(Phase):
             )
         if online_capacity is not None:
             _check_slots(online_capacity, drawn_from.storage.max_size, rows)
-        sampler = drawn_from.sampler
-        if init_random_frames and isinstance(sampler, BalancedSampler):
-            sampler.check_capacity(drawn_from.storage, rows)  # before anything is written
+        sampler, is_warm = drawn_from.sampler, _is_warm(total_frames, init_random_frames, handover)
+        if isinstance(sampler, BalancedSampler):
+            _check_online_slots(sampler, drawn_from.storage, rows, is_warm)  # before anything is written
         self.handover, self.options, self.rows, self.init_random_frames = handover, options, rows, init_random_frames
         self.collector: StepCollector | Fleet
         if fleet is None:
@@ -319,15 +320,12 @@ class Finetuning(Phase):
         """
         if not self._looked_ahead:
             self._look_ahead(step)
-        return self._is_warm(step) and len(self.buffer) >= self.rows
-
-    def _is_warm(self, step: int) -> bool:
-        return step > self.init_random_frames and self.handover.may_update(step)
+        return _is_warm(step, self.init_random_frames, self.handover) and len(self.buffer) >= self.rows
 
     def _look_ahead(self, step: int) -> None:
         self._looked_ahead, total = True, self.collector.total_frames
         held = min(len(self.buffer) + total - step, self.buffer.storage.max_size)
-        if not self._is_warm(total) or held < self.rows:
+        if not _is_warm(total, self.init_random_frames, self.handover) or held < self.rows:
             warnings.warn(
                 f"this run makes no update: it has total_frames={total}, of which the first {self.init_random_frames} "
                 f"are random (init_random_frames) and {self.handover.warmup_steps} are warm-up (warmup_steps), and "
@@ -409,8 +407,8 @@ def check_finetuning(
         fleet: see there. Defaults to ``None``.
 
     Raises:
-        O2OSpecError: if the buffer could not hold a batch, its folder is not empty, or a fleet's setting is out of
-            range.
+        O2OSpecError: if the buffer could not hold a batch or the online rows of one, its folder is not empty, or a
+            fleet's setting is out of range.
 
     Examples:
         >>> from torchrl_o2o.data import Convention
@@ -433,13 +431,25 @@ def check_finetuning(
     capacity = total_frames if online_capacity is None else online_capacity
     if online_capacity is not None and handover.data == "none":
         _check_slots(online_capacity, online_capacity, rows)
-    if online_capacity is not None and handover.data == "symmetric":  # else a short run may end before its first draw
+    if handover.data == "symmetric":
         sampler = BalancedSampler(fixed, handover.offline_fraction)
-        sampler.check_capacity(LazyTensorStorage(fixed + capacity), rows)
+        is_warm = _is_warm(total_frames, init_random_frames, handover)
+        _check_online_slots(sampler, LazyTensorStorage(fixed + capacity), rows, is_warm)
     if scratch_dir is not None:
         MappedStorage(fixed, capacity, scratch_dir)  # writes nothing yet
     if fleet is not None:
         make_fleet(problem, learner, options, total_frames, init_random_frames, fleet)
+
+
+def _is_warm(step: int, init_random_frames: int, handover: HandOver) -> bool:
+    """Whether random steps and warm-up are over."""
+    return step > init_random_frames and handover.may_update(step)
+
+
+def _check_online_slots(sampler: BalancedSampler, storage: Storage, rows: int, is_warm: bool) -> None:
+    """Raise if the first draw would raise, unless the run ends before it, of which a warning tells."""
+    if is_warm and getattr(storage, "max_size", rows) >= rows:
+        sampler.check_capacity(storage, rows)
 
 
 def _check_slots(online_capacity: int, slots: int, rows: int) -> None:

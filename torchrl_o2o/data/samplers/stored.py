@@ -127,6 +127,10 @@ class StoredPrioritySampler(DrawingSampler):
     def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
         """Set the priorities of rows, typically of the batch just trained on.
 
+        Call it before the next rows are written: a row number, which is all that TorchRL's buffers pass on, does not
+        tell whether a writer has overwritten the row since it was drawn. If it has, as also with ``prefetch``, the new
+        row gets the priority of the old one.
+
         Args:
             index: row numbers, shape [n]; -1 means no row and is ignored. If a row occurs twice, the last priority
                 counts.
