@@ -97,3 +97,9 @@ def test_lock_may_be_released_twice(tmp_path):
 def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(O2OCheckpointError, match="choose a writable folder"):
         FolderLock(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("path", [".", "/", ""])
+def test_a_folder_is_not_replaced(path):
+    with pytest.raises(IsADirectoryError):
+        replace_durably(Path(path), b"one")

@@ -221,6 +221,8 @@ def replace_durably(path: Path, data: bytes) -> None:
         >>> path.read_text(), sorted(entry.name for entry in path.parent.iterdir())
         ('step-2', ['latest'])
     """
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     staged = path.with_name(f"{path.name}.tmp")
     write_durably(staged, data)
     os.replace(staged, path)

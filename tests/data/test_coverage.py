@@ -67,6 +67,18 @@ def test_what_cannot_be_compared_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         coverage({"a": blobs(0), "b": blobs(0, width=5)})
     with pytest.raises(O2ODataError, match="got 40 rows for 50 clusters"):
         coverage({"a": blobs(0, number=20), "b": blobs(1)})
+    two = {"a": blobs(0), "b": blobs(1)}
+    for name in ("num_clusters", "rows_per_source", "min_rows"):
+        for number in (0, -3):
+            with pytest.raises(O2OSpecError, match=rf"{name}={number}"):
+                coverage(two, **{name: number})
+    for seed in (-1, 2**32):
+        with pytest.raises(O2OSpecError, match=rf"seed={seed}"):
+            coverage(two, seed=seed)
+    images = TensorDict({"observation": torch.zeros(60, 3, 8, 8), "action": torch.zeros(60, 2)}, [60])
+    for rows, shape in ((images, r"\[60, 3, 8, 8\]"), (blobs(0)[:0], r"\[0, 3\]")):
+        with pytest.raises(O2ODataError, match=f"b has observations of shape {shape}, expected at least one vector"):
+            coverage({"a": blobs(0), "b": rows})
 
     def absent(name: str) -> None:
         raise ImportError(name)

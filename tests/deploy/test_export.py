@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +148,27 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
         export_policy(ACTORS["standard"](), tmp_path / "nowhere" / "policy.pt2")
     with pytest.raises(O2OSpecError, match=r"statistics of the shapes \[1\] and \[1\], expected \[5\]"):
         export_policy(ACTORS["standard"](), tmp_path / "policy.pt2", stats=ObservationStats(*torch.ones(2, 1)))
+
+
+def test_parameters_that_are_not_finite_are_not_exported(tmp_path: Path) -> None:
+    """An exported program gave NaN to a robot, where `FastActor` raises."""
+    actor = ACTORS["standard"]()
+    next(iter(actor.parameters())).data[0] = float("nan")
+    with pytest.raises(O2OSpecError, match=r"actor whose .*weight has NaN or infinite entries"):
+        export_policy(actor, tmp_path / "policy.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_quantized_layers_are_not_exported(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch moves quantization to another package
+        actor = torch.ao.quantization.quantize_dynamic(ACTORS["standard"](), {torch.nn.Linear})
+    with pytest.raises(O2OSpecError, match=r"without parameters, .*export the actor first"):
+        export_policy(actor, tmp_path / "policy.pt2")
+
+
+def test_a_folder_is_no_name_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (".", "/", tmp_path):
+        with pytest.raises(O2OCheckpointError, match=r"Is a directory.*name a file in a writable folder"):
+            export_policy(ACTORS["standard"](), path)

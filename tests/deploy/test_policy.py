@@ -444,3 +444,23 @@ def test_arguments_of_another_kind_are_refused(tmp_path: Path) -> None:
 def test_a_box_of_two_numbers_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(O2OSpecError, match=r"got action_box=\(-2.0, 2.0\), expected \(a list, each a number"):
         save_policy(tmp_path, trained("tanh"), action_box=(-2.0, 2.0))  # type: ignore[arg-type]
+
+
+def test_no_single_bit_of_a_parameter_may_be_damaged(tmp_path: Path) -> None:
+    """torch writes a checksum of each entry, and does not read it."""
+    file = save_policy(tmp_path, make_actor(3, 1, hidden_sizes=(8,)), action_box=([-2.0], [2.0]))
+    content, state = file.read_bytes(), read_policy(file).actor().state_dict()
+    refused = 0
+    for place in range(0, len(content), 101):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            found = read_policy(file).actor().state_dict()
+        except O2OCheckpointError:
+            refused += 1
+        else:  # between the entries
+            assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert refused > 10
+    weights = content.find(state[next(name for name in state if name.endswith("weight"))].numpy().tobytes())
+    file.write_bytes(content[:weights] + bytes([content[weights] ^ 1]) + content[weights + 1 :])
+    with pytest.raises(O2OCheckpointError, match=r"is damaged \(the checksum of its entry .* copy the file again"):
+        load_policy(file)

@@ -561,6 +561,13 @@ def test_an_optimizer_that_evaluates_the_loss_itself_is_refused() -> None:
     assert Descend("qvalue", torch.optim.SGD([weight], lr=0.1)).parameters == [weight]
 
 
+def test_what_is_no_optimizer_is_refused() -> None:
+    optim = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+    for wrong in (torch.nn.Linear(2, 2), torch.optim.lr_scheduler.LinearLR(optim)):
+        with pytest.raises(O2OSpecError, match=rf"got a {type(wrong).__name__} for 'qvalue', expected an optimizer"):
+            Descend("qvalue", wrong)  # type: ignore[arg-type]
+
+
 def test_a_bound_on_no_loss_is_refused() -> None:
     with pytest.raises(O2OSpecError, match="critic"):
         make_update("awac", make_agent("awac"), max_grad_norm={"critic": 1.0})

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 
+from torchrl_o2o.arguments import checked_arguments
 from torchrl_o2o.data.datasets.optional import require
-from torchrl_o2o.errors import O2ODataError, O2OSpecError
+from torchrl_o2o.errors import O2ODataError, O2OSpecError, check_count, check_seed
 from torchrl_o2o.pictures import check_picture, plain_text, save_figure
 
 __all__ = ["Coverage", "coverage", "plot_coverage"]
@@ -38,6 +39,7 @@ class Coverage:
     covered: dict[str, float]
 
 
+@checked_arguments
 def coverage(
     data: Mapping[str, TensorDictBase],
     *,
@@ -65,8 +67,10 @@ def coverage(
         The embedding, the clusters and each data set's share of them.
 
     Raises:
-        O2OSpecError: if scikit-learn is not installed or fewer than two data sets are given.
-        O2ODataError: if their shapes differ, or there are fewer rows than clusters.
+        O2OSpecError: if scikit-learn is not installed, fewer than two data sets are given, a number is below 1, or the
+            seed is not in [0, 2**32).
+        O2ODataError: if they have no rows, no vectors of observations, or other shapes, or there are fewer rows than
+            clusters.
 
     Examples:
         >>> import pytest, torch
@@ -83,6 +87,9 @@ def coverage(
         raise O2OSpecError(
             f"got {len(data)} data set, expected two or more, because coverage is relative to their union"
         )
+    for name, number in (("num_clusters", num_clusters), ("rows_per_source", rows_per_source), ("min_rows", min_rows)):
+        check_count(name, number, least=1)
+    check_seed(seed, below=2**32)  # as numpy's, from which t-SNE draws
     pairs = _pairs(data, rows_per_source, seed)
     source = np.repeat(np.arange(len(data)), [len(part) for part in pairs])
     union = np.concatenate(pairs)
@@ -104,6 +111,13 @@ def coverage(
 
 def _pairs(data: Mapping[str, TensorDictBase], number: int, seed: int) -> list[np.ndarray]:
     """Draw the same number of (s, a) rows from each data set, without replacement."""
+    for name, rows in data.items():
+        shape = list(rows["observation"].shape)
+        if len(shape) != 2 or not shape[0]:
+            raise O2ODataError(
+                f"{name} has observations of shape {shape}, expected at least one vector, [N, o]; compare the features "
+                "of an encoder where observations are images"
+            )
     number = min(number, *(len(rows) for rows in data.values()))
     generator = torch.Generator().manual_seed(seed)
     pairs = []

@@ -86,7 +86,7 @@ def export_policy(
     Raises:
         O2OSpecError: if the actor is not one of those, the format is unknown, ONNX is not installed, the path has the
             other format's ending, a policy file's (``.pt``) or no folder, the statistics are not of its observations,
-            or it standardizes itself.
+            it standardizes itself, or its parameters are quantized or not finite.
         O2OCheckpointError: if the policy file cannot be read, or the file cannot be written.
 
     Examples:
@@ -104,7 +104,18 @@ def export_policy(
         actor = load_policy(actor)
     refuse_standardized_again(actor, stats, "leave stats out")
     policy = copy.deepcopy(_Policy(actor, stats)).cpu().eval()
-    first = next(policy.parameters())
+    first = next(policy.parameters(), None)
+    if first is None:
+        raise O2OSpecError(
+            f"got a {type(actor).__name__} without parameters, such as one whose layers are quantized, expected one in "
+            "floating point; export the actor first and quantize the exported program"
+        )
+    odd = next((name for name, value in policy.state_dict().items() if not value.isfinite().all()), None)
+    if odd is not None:
+        raise O2OSpecError(
+            f"got an actor whose {odd} has NaN or infinite entries, expected finite numbers, because an exported "
+            "program checks no action; return to the last checkpoint with finite losses"
+        )
     shape = observation_shape(policy.net) or first.shape[-1:]
     example = torch.zeros(2, *shape, dtype=torch.uint8 if len(shape) == 3 else first.dtype)
     batch = {"observation": {0: torch.export.Dim("batch", min=1)}}

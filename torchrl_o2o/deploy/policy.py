@@ -355,6 +355,9 @@ def _plain_values(file: Path, data: bytes) -> Any:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            spoiled = archive.testzip() if stored else None  # torch writes checksums and does not read them
+        if spoiled is not None:
+            raise O2OCheckpointError(f"the checksum of its entry {spoiled} does not fit; copy the file again")
         if not stored:  # torch does not compress, so a file that unpacks to more than its size is not from torch
             raise O2OCheckpointError("it is compressed")
         return load(data)

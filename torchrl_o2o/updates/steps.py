@@ -51,11 +51,17 @@ def check_descends(optim: torch.optim.Optimizer, name: str) -> None:
         name: of its loss, for the message.
 
     Raises:
-        O2OSpecError: if it evaluates the loss itself, as ``LBFGS`` does, ascends, or is differentiated.
+        O2OSpecError: if it is no optimizer, evaluates the loss itself, as ``LBFGS`` does, ascends, or is
+            differentiated.
 
     Examples:
         >>> check_descends(torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))]), "actor")
     """
+    if not isinstance(optim, torch.optim.Optimizer):
+        raise O2OSpecError(
+            f"got a {type(optim).__name__} for {name!r}, expected an optimizer, such as torch.optim.Adam of the loss's "
+            "parameters; step schedulers of its learning rate yourself, after the update"
+        )
     closure = inspect.signature(optim.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         raise O2OSpecError(
