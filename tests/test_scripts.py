@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from torchrl_o2o.errors import O2OSpecError
@@ -39,6 +41,19 @@ def test_it_is_what_the_command_line_composes() -> None:
 def test_what_hydra_refuses_is_said_in_a_line(words: list[str], said: str) -> None:
     with pytest.raises(O2OSpecError, match=said):
         script_config("awac", words)
+
+
+def test_a_section_that_is_null_where_a_library_has_a_group_of_its_name_is_explained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after register_with_torchrl(); Hydra's error named neither the word nor a way out."""
+    assert script_config("awac", ["env=null"]).env is None
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
+    store.store(group="env", name="theirs", node={"x": 1})
+    with pytest.raises(O2OSpecError, match=r"\(in env=null\), .* register_with_torchrl\(\) .* as in cfg.env = None"):
+        script_config("awac", ["env=null"])
+    assert script_config("awac", ["env.env_id=Hopper-v5"]).env.env_id == "Hopper-v5"
 
 
 def test_settings_files_from_elsewhere_are_looked_at_first(tmp_path: Path) -> None:

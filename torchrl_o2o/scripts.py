@@ -113,8 +113,8 @@ def script_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         The configuration, composed again at each call.
 
     Raises:
-        O2OSpecError: if there is no such script, Hydra is not installed or refuses an override, or as
-            :func:`check_config_dirs`.
+        O2OSpecError: if there is no such script, Hydra is not installed or refuses an override, such as ``env=null``
+            after :func:`~torchrl_o2o.data.register_with_torchrl`, or as :func:`check_config_dirs`.
 
     Examples:
         >>> cfg = script_config("awac", ["preset=cpu", "offline.num_steps=10"])
@@ -134,6 +134,12 @@ def script_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     except HydraException as error:
         raise O2OSpecError(
             f"{str(error).splitlines()[0]} (in {' '.join(overrides)}); the settings and their choices are in {folder}"
+        ) from error
+    except ValueError as error:  # Hydra's own for NAME=null if NAME is a group of any library in its store
+        raise O2OSpecError(
+            f"{error} (in {' '.join(overrides)}), expected no group of that name; register_with_torchrl() and "
+            "TorchRL's configurations add groups such as env and loss to Hydra. Set the entry after composing, as in "
+            "cfg.env = None, or compose before"
         ) from error
 
 
