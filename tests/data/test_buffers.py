@@ -15,7 +15,7 @@ from torchrl.data.replay_buffers.samplers import RandomSampler
 
 from tests import golden_vectors as golden
 from torchrl_o2o.data import TRANSITION, ChunkSampler, n_step, offline_online_storage
-from torchrl_o2o.data.buffers import starting_buffer, top_episodes
+from torchrl_o2o.data.buffers import offline_buffer, starting_buffer, top_episodes
 from torchrl_o2o.data.transforms import add_mc_return, episode_returns
 from torchrl_o2o.errors import O2ODataError, O2OSpecError
 from torchrl_o2o.testing import random_transitions
@@ -137,3 +137,11 @@ class TestData:
                 starting_buffer(data, **{"online_capacity": 5, **settings})
         with pytest.raises(O2ODataError, match="no 'episode'"):
             top_episodes(data.exclude("episode"), 1)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_rows(size: int) -> None:
+    for make in (lambda: starting_buffer(random_transitions(9, 3, 1), 5, batch_size=size),
+                 lambda: offline_buffer(random_transitions(9, 3, 1), batch_size=size)):  # fmt: skip
+        with pytest.raises(O2OSpecError, match=f"got batch_size={size}, expected a whole number of at least 1"):
+            make()

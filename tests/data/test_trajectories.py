@@ -136,6 +136,9 @@ def test_empty_episodes_and_slices_are_refused() -> None:
     replay.load(rows())
     with pytest.raises(O2OSpecError, match="got context=0, expected a whole number of at least 1"):
         replay.sample(2, context=0)
+    for size in (0, -1, 1.5):
+        with pytest.raises(O2OSpecError, match=rf"got batch_size={size}, expected a whole number of at least 1"):
+            replay.sample(size, context=1)  # type: ignore[arg-type]
 
 
 def test_trajectories_of_another_environment_are_refused() -> None:

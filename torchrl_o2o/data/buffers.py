@@ -117,7 +117,7 @@ def starting_buffer(
         The buffer. Except under ``"symmetric"``, the oldest rows are overwritten first, offline ones included.
 
     Raises:
-        O2OSpecError: if an option is unknown or does not fit, or ``data`` does not read it.
+        O2OSpecError: if an option is unknown or does not fit, ``data`` does not read it, or ``batch_size`` is below 1.
         O2ODataError: if the data are not flat, or the disk has no room for the rows.
 
     Examples:
@@ -129,6 +129,7 @@ def starting_buffer(
     check_option("data", data, ("none", "all", "top", "symmetric"))
     if online_capacity < 1:
         raise O2OSpecError(f"got online_capacity={online_capacity}, expected at least 1")
+    batch_size = check_count("batch_size", batch_size, least=1)
     for name, given, default, reader in (
         ("num_top_episodes", num_top_episodes, 0, "top"),
         ("offline_fraction", offline_fraction, 0.5, "symmetric"),
@@ -197,7 +198,7 @@ def offline_buffer(
         device: device of the rows, and of the batches. Defaults to ``"cpu"``.
 
     Raises:
-        O2OSpecError: if the data lack an entry.
+        O2OSpecError: if the data lack an entry, or ``batch_size`` is below 1.
         O2ODataError: if they are not flat.
 
     Examples:
@@ -206,6 +207,7 @@ def offline_buffer(
         >>> len(buffer), len(buffer.sample())
         (20, 4)
     """
+    batch_size = check_count("batch_size", batch_size, least=1)
     rows, writer = _to_learn_from(offline, keys, "the training").to(device), OnlineWriter(0)
     writer.total_written = len(rows)  # marks all rows as written, because samplers read the last row's position there
     return TensorDictReplayBuffer(storage=TensorStorage(rows), writer=writer, batch_size=batch_size)

@@ -187,9 +187,9 @@ class TrajectoryReplay:
             ``observation``, ``action`` and ``return_to_go``, shape [B, K].
 
         Raises:
-            O2OSpecError: if ``context`` is below 1, or no episode has as many steps.
+            O2OSpecError: if ``batch_size`` or ``context`` is below 1, or no episode has as many steps.
         """
-        context = check_count("context", context, least=1)
+        batch_size, context = check_count("batch_size", batch_size, least=1), check_count("context", context, least=1)
         starts = torch.tensor([max(len(episode) - context + 1, 0) for episode in self.episodes], dtype=torch.float64)
         if not starts.sum() > 0:
             raise O2OSpecError(
