@@ -464,3 +464,14 @@ def test_no_single_bit_of_a_parameter_may_be_damaged(tmp_path: Path) -> None:
     file.write_bytes(content[:weights] + bytes([content[weights] ^ 1]) + content[weights + 1 :])
     with pytest.raises(O2OCheckpointError, match=r"is damaged \(the checksum of its entry .* copy the file again"):
         load_policy(file)
+
+
+def test_policies_are_read_if_torch_wrote_no_checksums(tmp_path: Path) -> None:
+    actor = make_actor(3, 1, hidden_sizes=(8,))
+    torch.serialization.set_crc32_options(False)
+    try:
+        save_policy(tmp_path, actor, action_box=([-2.0], [2.0]))
+    finally:
+        torch.serialization.set_crc32_options(True)
+    weights = read_policy(tmp_path).actor().state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in actor.state_dict().items())

@@ -70,7 +70,11 @@ class RandomShift(Transform):
         self.noise: RowSource = GeneratorNoise() if noise is None else noise
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Shift the frames of a batch [B]; returns a batch with the same other entries."""
+        """Shift the frames of a batch [B]; returns a batch with the same other entries.
+
+        Raises:
+            O2OSpecError: if an entry of ``keys`` is missing or is not stacked frames [B, C, H, W].
+        """
         out = tensordict.copy()
         for key in self.in_keys:
             frames = tensordict.get(key, None)

@@ -87,7 +87,11 @@ class OnlineWriter(Writer):
 
     @property
     def capacity(self) -> int:
-        """Number of online slots."""
+        """Number of online slots.
+
+        Raises:
+            O2OSpecError: if the offline rows fill the whole storage.
+        """
         capacity = self._storage.max_size - self.num_offline
         if capacity < 1:
             raise O2OSpecError(

@@ -121,7 +121,10 @@ class ACALoss(SoftLoss):
 
     @property
     def interpolation(self) -> Tensor:
-        """The weight k of the offline policy's log-density, a scalar. Assign a number in [0, 1] to change it."""
+        """The weight k of the offline policy's log-density, a scalar.
+
+        Assign a number in [0, 1] to change it; another raises an O2OSpecError.
+        """
         return self._interpolation
 
     @interpolation.setter

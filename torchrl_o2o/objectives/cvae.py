@@ -97,6 +97,9 @@ class ConditionalVAELoss(TransitionLoss):
 
         Returns:
             The loss, and ``reconstruction_error`` and ``kl`` per row, shape [*B], detached.
+
+        Raises:
+            O2OSpecError: if the next observation does not have the observation's shape.
         """
         observation, action, following = (self._entry(tensordict, key) for key in self.in_keys)
         for key, value in zip(self.in_keys[::2], (observation, following), strict=True):

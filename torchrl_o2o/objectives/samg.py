@@ -281,7 +281,11 @@ class SAMGEstimator(TD0Estimator):
         next_value: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """The mixed target; see :meth:`torchrl.objectives.value.ValueEstimatorBase.value_estimate`."""
+        """The mixed target; see :meth:`torchrl.objectives.value.ValueEstimatorBase.value_estimate`.
+
+        Raises:
+            O2OSpecError: if the next state's value is neither passed nor in the batch.
+        """
         if next_value is None:
             next_value = self._next_value(tensordict, target_params, kwargs=kwargs)
         if next_value is None:

@@ -109,7 +109,11 @@ class RunStatus:
 
     @property
     def convention(self) -> FittedConvention:
-        """The convention of rewards and observations that the run began with."""
+        """The convention of rewards and observations that the run began with.
+
+        Raises:
+            O2OCheckpointError: if the policy file has none.
+        """
         if self.policy.convention is None:
             raise O2OCheckpointError(
                 f"{self.policy.path} has no convention of rewards and observations, expected a policy file of a run; "

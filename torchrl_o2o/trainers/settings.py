@@ -436,7 +436,14 @@ def check_no_pretraining(cfg: DictConfig) -> None:
 
 
 def check_handover(settings: dict[str, Any]) -> None:
-    """Raise for arguments that :class:`~torchrl_o2o.trainers.HandOver` does not take."""
+    """Raise for arguments that :class:`~torchrl_o2o.trainers.HandOver` does not take.
+
+    Args:
+        settings: the section ``handover``.
+
+    Raises:
+        O2OSpecError: naming the setting.
+    """
     known = [each.name for each in fields(HandOver)]
     unknown = sorted(settings.keys() - set(known))
     if unknown:

@@ -81,6 +81,9 @@ class NaturalGradient(torch.optim.Optimizer):
 
         Returns:
             x, shape [P], all parameters in one vector.
+
+        Raises:
+            O2OSpecError: if a parameter has no gradient.
         """
         group: dict[str, Any] = self.param_groups[0]
         params: list[nn.Parameter] = group["params"]

@@ -167,7 +167,7 @@ class PoolSampler(DrawingSampler):
 
     @property
     def alpha(self) -> float:
-        """The exponent of the priorities; 0 is uniform."""
+        """The exponent of the priorities, 0 or more; 0 is uniform. Assigning another number raises an O2OSpecError."""
         return self._alpha
 
     @alpha.setter
@@ -178,7 +178,10 @@ class PoolSampler(DrawingSampler):
 
     @property
     def beta(self) -> float:
-        """The exponent of the importance weights; 1 is a complete correction."""
+        """The exponent of the importance weights in [0, 1]; 1 is a complete correction.
+
+        Assigning another number raises an O2OSpecError.
+        """
         return self._beta
 
     @beta.setter
