@@ -164,7 +164,7 @@ class PhasesContract:
         assert not (tmp_path / "other" / "offline").exists()
 
     def test_a_pretraining_that_does_not_fit_is_refused(self, tmp_path: Path) -> None:
-        self.train(tmp_path / "one", "online.total_frames=1")
+        self.train(tmp_path / "one", "online.total_frames=8")
         start = f"pretrained={tmp_path / 'one' / 'offline'}"
         with pytest.raises(O2OSpecError, match="convention"):
             self.train(tmp_path / "other", start, "convention={reward_scale: 7.0}")

@@ -91,7 +91,7 @@ def test_a_trajectory_is_learned_from_when_it_is_over(tmp_path: Path) -> None:
         kept.append(batch)
         return update(self, batch)
 
-    train(tmp_path / "offline", "online.total_frames=1")
+    train(tmp_path / "offline", "online.total_frames=8")
     with patch.object(Update, "__call__", keep):
         train(tmp_path / "run", "utd_ratio=2", f"pretrained={tmp_path / 'offline' / 'offline'}")
     assert len(kept) == 2 * 20
@@ -140,7 +140,7 @@ def test_no_trajectory_is_learned_from_before_the_warm_up_is_over(tmp_path: Path
         calls.append(1)
         return update(self, batch)
 
-    train(tmp_path / "offline", "online.total_frames=1")
+    train(tmp_path / "offline", "online.total_frames=8")
     start = f"pretrained={tmp_path / 'offline' / 'offline'}"
     with patch.object(Update, "__call__", count):
         train(tmp_path / "run", start, "online.total_frames=60", "handover.warmup_steps=50")
@@ -149,7 +149,7 @@ def test_no_trajectory_is_learned_from_before_the_warm_up_is_over(tmp_path: Path
 
 def test_a_failure_of_the_environment_ends_the_trajectory(tmp_path: Path) -> None:
     """The environment breaks in its eighth step: seven rows, the last one truncated, then seven updates."""
-    train(tmp_path / "offline", "online.total_frames=1")
+    train(tmp_path / "offline", "online.total_frames=8")
     words = (
         f"pretrained={tmp_path / 'offline' / 'offline'}",
         "online.total_frames=10",
