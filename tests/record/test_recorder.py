@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import os
@@ -115,7 +116,9 @@ def test_run_file_describes_the_run_without_the_environment(tmp_path, monkeypatc
     }
     assert run["config"] == expected
     assert run["command"] == "train.py 'name=two words'"
-    assert run["versions"]["torch"] == torch.__version__
+    # The metadata of a CUDA build name the release alone, where the module adds "+cu130".
+    assert run["versions"]["torch"] == importlib.metadata.version("torch")
+    assert torch.__version__.startswith(run["versions"]["torch"])
     assert run["threads"] == torch.get_num_threads()
     assert "a-secret-value" not in (tmp_path / "run.json").read_text()
 
