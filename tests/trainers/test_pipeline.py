@@ -203,9 +203,11 @@ def evaluated() -> EvaluationResult:
     return EvaluationResult(returns=np.array([0.0]), lengths=np.array([1]))
 
 
-def test_a_batch_has_rows(tmp_path: Path, problem: Problem) -> None:
+def test_a_phase_has_steps_and_its_batches_rows(tmp_path: Path, problem: Problem) -> None:
     with pytest.raises(O2OSpecError, match="batch_size=0, expected a whole number of at least 1"):
         pretrain(problem, AWAC(), options(tmp_path / "offline"), num_steps=3, batch_size=0)
     with pytest.raises(O2OSpecError, match="batch_size=0, expected a whole number of at least 1"):
         finetune(problem, AWAC(), options(tmp_path / "run"), handover=HandOver(), total_frames=3, batch_size=0)
+    with pytest.raises(O2OSpecError, match="total_frames=0, expected a whole number of at least 1"):
+        finetune(problem, AWAC(), options(tmp_path / "run"), handover=HandOver(), total_frames=0, batch_size=3)
     assert not list(tmp_path.iterdir())

@@ -210,8 +210,9 @@ class Finetuning(Phase):
             environment here.
 
     Raises:
-        O2OSpecError: if ``online_capacity`` is given and leaves the buffer fewer slots than a batch has rows, or the
-            buffer's online slots, one a step by default, are fewer than the online rows of a batch.
+        O2OSpecError: if a number is out of range, if ``online_capacity`` is given and leaves the buffer fewer slots
+            than a batch has rows, or the buffer's online slots, one a step by default, are fewer than the online rows
+            of a batch.
         EnvFaultError: if the environment keeps failing.
 
     Examples:
@@ -253,8 +254,9 @@ class Finetuning(Phase):
         objects: Mapping[str, Any] | None = None,
         fleet: Mapping[str, Any] | None = None,
     ) -> None:
-        capacity = total_frames if online_capacity is None else online_capacity
+        check_count("total_frames", total_frames, least=1)
         check_count("batch_size", batch_size, least=1)
+        capacity = total_frames if online_capacity is None else online_capacity
         rows = _rows_drawn(learner, batch_size)
         drawn_from = buffer
         if drawn_from is None:  # not `or`: an empty buffer is false
