@@ -75,6 +75,8 @@ def train(cfg: DictConfig) -> None:
     with offline_phase(cfg, problem, make_offline, then=then, online_only=ONLINE_ONLY) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     make_online = partial(LEARNERS[cfg.learner], source=Pretrained.read(offline.folder).states["loss"])
     with online_phase(cfg, problem, offline.folder, make_online) as online:
         for step, data in online.steps():

@@ -37,6 +37,8 @@ def train(cfg: DictConfig) -> None:
             clones = step + cfg.offline.num_steps <= cfg.bc_steps  # the first bc_steps updates
             update = offline.learner.further["cloning"] if clones else offline.learner.update
             offline.log(update(offline.sample()))
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     with online_phase(cfg, problem, offline.folder, make_awac, fleet=fleet_settings(cfg)) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))

@@ -45,6 +45,8 @@ def train(cfg: DictConfig) -> None:
     with offline_phase(cfg, problem, make_awr, then=make_awr) as offline:
         for _ in offline.steps():
             offline.log(iterate(cfg, offline.learner, offline.buffer))
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     with online_phase(cfg, problem, offline.folder, make_awr) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))

@@ -49,7 +49,7 @@ def train(cfg: DictConfig) -> None:
     with offline_phase(cfg, best, make_bc, then=then) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
-    if cfg.learner == "none":
+    if cfg.learner == "none" or not cfg.online.total_frames:
         return
     with online_phase(cfg, problem, offline.folder, LEARNERS[cfg.learner]) as online:
         for step, data in online.steps():

@@ -43,6 +43,8 @@ def train(cfg: DictConfig) -> None:
                 continue
             start_on_penalty(cfg, offline.learner)
             offline.log(offline.learner.update(offline.sample()))
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     with online_phase(cfg, problem, offline.folder, make) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))

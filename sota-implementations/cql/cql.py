@@ -98,6 +98,8 @@ def train(cfg: DictConfig) -> None:
     ) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     trajectory = Trajectory()
     objects = {"trajectory": trajectory} if cfg.collect == "trajectory" else {}
     online = online_phase(cfg, problem, offline.folder, LEARNERS[cfg.learner], objects=objects)

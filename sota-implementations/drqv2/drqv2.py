@@ -57,7 +57,7 @@ def train(cfg: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path=".", config_name="config")
 def main(cfg: DictConfig) -> None:
     """Train one seed into one run folder."""
-    launch(cfg, train, may_be_zero=("online.total_frames",))
+    launch(cfg, train)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ def train(cfg: DictConfig) -> None:
         for _ in offline.steps():
             metrics = offline.learner.update(offline.sample())
             offline.log(metrics | decay_actor_lr(offline.learner))
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     with online_phase(cfg, problem, offline.folder, make_iql) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))

@@ -88,6 +88,8 @@ def train(cfg: DictConfig) -> None:
     problem, online = load_problem(cfg, "off2on"), cfg.online
     if cfg.pretrained is None:
         pretrain_agents(cfg, problem)
+    if not online.total_frames:  # the offline phase alone
+        return
     agents = [agent.states["loss"] for agent in read_off2on_agents(cfg, problem)]
     seed_everything(cfg.seed)
     learner = ensemble_of(cfg, problem, agents)

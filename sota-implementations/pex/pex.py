@@ -37,6 +37,8 @@ def train(cfg: DictConfig) -> None:
             for _ in offline.steps():
                 metrics = offline.learner.update(offline.sample())
                 offline.log(metrics | decay_actor_lr(offline.learner))
+        if not cfg.online.total_frames:  # the offline phase alone
+            return
         folder = offline.folder
     with online_phase(cfg, problem, folder, make_online) as online:
         for step, data in online.steps():

@@ -30,6 +30,8 @@ def train(cfg: DictConfig) -> None:
         with offline_phase(cfg, problem, make_qc, then=make_online) as offline:
             for _ in offline.steps():
                 offline.log(offline.learner.update(offline.sample()))
+        if not cfg.online.total_frames:  # the offline phase alone
+            return
         pretrained = offline.folder
     with online_phase(cfg, problem, pretrained, make_online) as online:
         for step, data in online.steps():

@@ -94,6 +94,8 @@ def train(cfg: DictConfig) -> None:
     start = Path(cfg.run_dir) / "start.pt"
     if not (cfg.resume and start.exists()):
         prepare(cfg, start)
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     online, guide = online_run(cfg, start)
     with online:
         for step, data in online.steps():  # the offline policy fills the buffer, then one update per step

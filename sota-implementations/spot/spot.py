@@ -38,6 +38,8 @@ def train(cfg: DictConfig) -> None:
             fits_vae = step + cfg.offline.num_steps <= cfg.vae_steps  # the first vae_steps of them
             update = offline.learner.further["vae"] if fits_vae else offline.learner.update
             offline.log(update(offline.sample()))
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     with online_phase(cfg, problem, offline.folder, make_online) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))

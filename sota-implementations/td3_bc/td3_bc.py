@@ -26,6 +26,8 @@ def train(cfg: DictConfig) -> None:
     with offline_phase(cfg, problem, make_td3_bc, then=make_td3_bc) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     with online_phase(cfg, problem, offline.folder, make_td3_bc) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))

@@ -37,6 +37,8 @@ def train(cfg: DictConfig) -> None:
     with offline_phase(cfg, recorded, make_offline, then=make_wsrl, online_only=ONLINE_ONLY) as offline:
         for _ in offline.steps():
             offline.log(offline.learner.update(offline.sample()))
+    if not cfg.online.total_frames:  # the offline phase alone
+        return
     with online_phase(cfg, problem, offline.folder, make_wsrl) as online:
         for step, data in online.steps():
             online.buffer.extend(problem.convention.online(data).select(*online.learner.keys))

@@ -163,6 +163,15 @@ class PhasesContract:
         assert rows(tmp_path / "one") == rows(tmp_path / "other")
         assert not (tmp_path / "other" / "offline").exists()
 
+    def test_the_offline_phase_alone_and_what_continues_it(self, tmp_path: Path) -> None:
+        self.train(tmp_path / "whole")
+        self.train(tmp_path / "parts", "online.total_frames=0")
+        assert not (tmp_path / "parts" / "run.json").exists(), "nothing of an online phase"
+        for folder in self.offline:
+            assert rows(tmp_path / "whole" / folder) == rows(tmp_path / "parts" / folder)
+        self.train(tmp_path / "parts", "resume=true")
+        assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
     def test_a_pretraining_that_does_not_fit_is_refused(self, tmp_path: Path) -> None:
         self.train(tmp_path / "one", "online.total_frames=8")
         start = f"pretrained={tmp_path / 'one' / 'offline'}"
@@ -174,6 +183,8 @@ class PhasesContract:
             self.train(tmp_path / "other", f"pretrained={tmp_path / 'nowhere'}")
         with pytest.raises(O2OCheckpointError, match="expected a pre-training"):
             self.train(tmp_path / "other", f"pretrained={tmp_path / 'one'}")
+        with pytest.raises(SystemExit, match="which leave no step"):
+            launch(self.config(tmp_path / "other", start, "online.total_frames=0"), script_of(self.script).train)
         assert not (tmp_path / "other").exists()
 
     @pytest.mark.parametrize(

@@ -397,7 +397,6 @@ def launch(
     cfg: DictConfig,
     train: Callable[[DictConfig], None],
     *,
-    may_be_zero: Sequence[str] = (),
     optional: Sequence[str] = (),
 ) -> None:
     """Run a script's training; errors that the user can fix end it with a message and not with a traceback.
@@ -412,7 +411,6 @@ def launch(
         train: the script's training function.
 
     Keyword Args:
-        may_be_zero: as in ``check_settings``: step counts of phases that may be left out.
         optional: settings that this script reads although its configuration lacks them, such as ``"seeds"``.
 
     Raises:
@@ -432,7 +430,7 @@ def launch(
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     try:
         check_added(cfg, _words(), _not_added_to(cfg), optional=optional)
-        check_settings(cfg, may_be_zero=may_be_zero)
+        check_settings(cfg)
         check_device(cfg.get("device", "cpu"))
         torch.set_num_threads(cfg.num_threads)
         choose_route(cfg.matmul_route)

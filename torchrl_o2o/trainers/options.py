@@ -18,6 +18,7 @@ from torchrl.data import ReplayBuffer
 from torchrl_o2o import deploy
 from torchrl_o2o.envs.guard import GuardedEnv
 from torchrl_o2o.envs.scores import find_reference
+from torchrl_o2o.errors import O2OSpecError
 from torchrl_o2o.record.recorder import Recorder
 from torchrl_o2o.trainers.evaluation import EvaluationResult, evaluate
 from torchrl_o2o.trainers.learner import Learner
@@ -45,13 +46,14 @@ class RunOptions:
         seed: seed of networks, sampling and exploration; evaluation uses ``seed + 10_000``.
         schedule: how often to evaluate, log and save.
         resume: whether to continue the run in the folder. Defaults to ``False``.
-        evaluation: ``num_episodes``, ``num_envs`` and ``video`` of :func:`~torchrl_o2o.trainers.evaluate`.
+        evaluation: ``num_episodes``, ``num_envs`` and ``video`` of :func:`~torchrl_o2o.trainers.evaluate`. With
+            ``num_episodes=0`` the policy is never evaluated.
         recorder: further arguments of :class:`~torchrl_o2o.record.Recorder`.
         env_guard: further arguments of :class:`~torchrl_o2o.envs.GuardedEnv`.
 
     Raises:
         O2OSpecError: if an argument in ``evaluation``, ``recorder`` or ``env_guard`` is unknown, of another type, or
-            set by the run itself.
+            set by the run itself, or a video of no episodes is asked for.
 
     Examples:
         >>> RunOptions("runs/awac", {"algorithm": "awac"}, seed=0).schedule.eval_every
@@ -71,6 +73,13 @@ class RunOptions:
         """Check the arguments that are passed on later, some of them only in the first evaluation."""
         for name, (function, own) in _PASSED_ON.items():
             check_arguments(name, getattr(self, name), function, own=own)
+        if not self.evaluates and (video := self.evaluation.get("video")) is not None:
+            raise O2OSpecError(f"got evaluation.video={video} and evaluation.num_episodes=0, expected episodes to film")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the policy is evaluated."""
+        return self.evaluation.get("num_episodes") != 0
 
     def session(
         self, problem: Problem, learner: Learner, buffer: ReplayBuffer | None, objects: Mapping[str, Any], total: int
@@ -102,8 +111,13 @@ class RunOptions:
 
     def scorer(
         self, learner: Learner, make_env: Callable[..., gymnasium.Env], env_id: str
-    ) -> Callable[[], EvaluationResult]:
-        """A function that evaluates a learner's policy, always with the same seeds; ``make_env`` takes ``drawing``."""
+    ) -> Callable[[], EvaluationResult] | None:
+        """A function that evaluates a learner's policy, always with the same seeds; ``make_env`` takes ``drawing``.
+
+        ``None`` if there are no evaluations.
+        """
+        if not self.evaluates:
+            return None
 
         def score() -> EvaluationResult:
             reference, seed = find_reference(env_id), self.seed + 10_000

@@ -408,7 +408,7 @@ class Session:
             self.record.log(step, {f"train/{name}": value for name, value in self.metrics.items()})
         if _passed(schedule.eval_every, before, step) or last:
             self._evaluate(step)
-        if last and online:
+        if last and online and self.evaluate is not None:
             self._log_handover(step)
         stop = self.stopped
         if _passed(schedule.checkpoint_every, count - step + before, count) or last or stop:

@@ -44,7 +44,7 @@ _LEAST = {
     "schedule.eval_every": 1,
     "schedule.log_every": 1,
     "schedule.checkpoint_every": 1,
-    "evaluation.num_episodes": 1,
+    "evaluation.num_episodes": 0,
     "evaluation.num_envs": 1,
     "env_guard.max_rebuilds": 0,
     "env_guard.max_rejected": 0,
@@ -156,14 +156,12 @@ def overlay_convention(row: Convention, cfg: DictConfig) -> Convention:
     return replace(row, **plain(cfg.convention))
 
 
-def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
+def check_settings(cfg: DictConfig) -> None:
     """Raise for settings that no phase of a run could use, before the first phase begins.
 
     Args:
-        cfg: the configuration of a script.
-
-    Keyword Args:
-        may_be_zero: counts of phases that this script may skip, such as ``"online.total_frames"``.
+        cfg: the configuration of a script. With a section ``offline`` it may have ``online.total_frames=0``, for the
+            offline phase alone.
 
     Raises:
         O2OSpecError: if there is one; the message names the setting, its value and the expected one.
@@ -178,7 +176,7 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
     for name in set(_SECTIONS) & set(cfg):
         if not OmegaConf.is_dict(cfg[name]):
             raise O2OSpecError(f"got {name}={cfg[name]}, expected a section; give its settings, as {name}.NAME=VALUE")
-    for name, least in (_LEAST | dict.fromkeys(may_be_zero, 0)).items():
+    for name, least in (_LEAST | ({"online.total_frames": 0} if "offline" in cfg else {})).items():
         value = OmegaConf.select(cfg, name, default=least)
         if value is None and name in _MAY_BE_NULL:
             continue
@@ -186,6 +184,9 @@ def check_settings(cfg: DictConfig, *, may_be_zero: Sequence[str] = ()) -> None:
             raise O2OSpecError(
                 f"got {name}={value}, expected a whole number of at least {least}{_no_text(name, value)}"
             )
+    pretrained = OmegaConf.select(cfg, "pretrained")
+    if pretrained is not None and OmegaConf.select(cfg, "online.total_frames") == 0:
+        raise O2OSpecError(f"got pretrained={pretrained} and online.total_frames=0, which leave no step; leave one out")
     for name in _SWITCHES:
         switch = OmegaConf.select(cfg, name, default=True)
         if not isinstance(switch, bool):

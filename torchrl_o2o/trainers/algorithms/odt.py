@@ -211,7 +211,8 @@ def open_odt(
         "convention": problem.convention.state_dict(),
         "pretraining": PretrainingPlan(cfg.offline.num_steps, fingerprint(problem.offline.exclude(CONVENTION_APPLIED))),
     }
-    session = options.open(objects, None, _scorer(cfg, problem, learner, how), frames)
+    score = _scorer(cfg, problem, learner, how) if options.evaluates else None
+    session = options.open(objects, None, score, frames)
     return session, learner, replay, rollouts
 
 
