@@ -27,7 +27,7 @@ class Config:
     """What can be set from the command line."""
 
     env: str = "HalfCheetah-v5"
-    dataset: str = "o2o/halfcheetah/linear-medium-v0"
+    dataset: str = "o2o/halfcheetah/medium-replay-v1"
     seed: int = 0
     clone_steps: int = 3_000  # the paper: 300k
     warm_start: int = 1_000  # steps only on the divergence; the authors: 20k

@@ -29,7 +29,7 @@ class Config:
     """What can be set from the command line."""
 
     env: str = "HalfCheetah-v5"
-    dataset: str = "o2o/halfcheetah/linear-medium-v0"
+    dataset: str = "o2o/halfcheetah/medium-v1"
     seed: int = 0
     offline_steps: int = 10_000  # the paper: 1M
     total_frames: int = 10_000  # the paper: 1M

@@ -28,11 +28,11 @@ from torchrl_o2o.updates import Descend, Joint, MoveTargets, Update
 class Config:
     """What can be set from the command line."""
 
-    env: str = "o2o/PointMaze-Medium-v0"
-    dataset: str = "o2o/pointmaze/medium-play-v0"
+    env: str = "o2o/PointMaze-UMaze-v0"
+    dataset: str = "o2o/pointmaze/umaze-play-v0"
     seed: int = 0
     offline_steps: int = 5_000  # the paper: 1M
-    total_frames: int = 10_000
+    total_frames: int = 5_000
     warmup_steps: int = 500  # the paper: 5000
     batch_size: int = 128  # the paper: 256
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (512, 512, 512, 512)
@@ -42,7 +42,7 @@ class Config:
     reward_shift: float = -1.0
     lr: float = 3e-4
     gamma: float = 0.99
-    tau: float = 0.005
+    tau: float = 0.02  # the paper: 0.005; a fast one passes rewards on within few steps
     eval_every: int = 2_500
     eval_episodes: int = 10
 

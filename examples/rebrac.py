@@ -34,13 +34,13 @@ class Config:
     """What can be set from the command line."""
 
     env: str = "HalfCheetah-v5"
-    dataset: str = "o2o/halfcheetah/linear-medium-v0"
+    dataset: str = "o2o/halfcheetah/medium-replay-v1"
     seed: int = 0
     offline_steps: int = 10_000  # the paper: 1M
     total_frames: int = 10_000
     batch_size: int = 256  # the paper: 1024 offline
     hidden_sizes: tuple[int, ...] = (64, 64)  # the paper: (256, 256, 256)
-    actor_bc_coef: float = 0.001
+    actor_bc_coef: float = 0.1  # the paper: 0.001 to 0.1; after so few steps values should not count more
     critic_bc_coef: float = 0.01
     cooling_floor: float = 0.5
     policy_delay: int = 2

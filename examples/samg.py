@@ -1,6 +1,6 @@
 """SAMG (Zhang et al. 2024, arXiv:2410.18626) on AWAC: online without the data set, guided by the frozen offline critic.
 
-Run:  python examples/samg.py                       HalfCheetah, several minutes on one core
+Run:  python examples/samg.py                       HalfCheetah, about three minutes on one core
       python examples/samg.py confidence=none       AWAC without guidance, with the same settings
       python examples/samg.py confidence=even       p = 1/2 everywhere, the paper's ablation; random is another
 Every field of Config can be given as field=value. The defaults are a CPU preset for
@@ -29,7 +29,7 @@ class Config:
     """What can be set from the command line."""
 
     env: str = "HalfCheetah-v5"
-    dataset: str = "o2o/halfcheetah/linear-medium-v0"
+    dataset: str = "o2o/halfcheetah/medium-replay-v1"
     seed: int = 0
     offline_steps: int = 10_000  # the paper: 1M
     vae_steps: int = 5_000  # the paper: 100k
@@ -109,7 +109,7 @@ def main(cfg: Config) -> AWACLoss:
         if step > cfg.init_frames:
             guided.set_step(step)
             update(buffer.sample())
-        if step % cfg.eval_every == 0:
+        if step == cfg.init_frames or step % cfg.eval_every == 0:  # the first time it is still the offline policy
             result = evaluate(actor, cfg.env, num_episodes=cfg.eval_episodes, seed=cfg.seed + 10_000)
             print(f"step {step}: {result}, mean p {buffer.storage[:]['p_off'].mean():.2f}")
     online.shutdown()

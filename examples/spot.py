@@ -30,7 +30,7 @@ class Config:
     """What can be set from the command line."""
 
     env: str = "HalfCheetah-v5"
-    dataset: str = "o2o/halfcheetah/linear-medium-v0"
+    dataset: str = "o2o/halfcheetah/medium-replay-v1"
     seed: int = 0
     vae_steps: int = 5_000  # the paper: 100k
     offline_steps: int = 10_000  # the paper: 1M

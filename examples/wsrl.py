@@ -28,7 +28,7 @@ class Config:
     """What can be set from the command line."""
 
     env: str = "HalfCheetah-v5"
-    dataset: str = "o2o/halfcheetah/linear-medium-v0"
+    dataset: str = "o2o/halfcheetah/medium-replay-v1"
     seed: int = 0
     offline_steps: int = 5_000  # the paper: 250k in locomotion
     total_frames: int = 6_000  # the paper: 500k
@@ -42,7 +42,7 @@ class Config:
     actor_lr: float = 3e-4  # the paper: 1e-4
     critic_lr: float = 3e-4
     gamma: float = 0.99
-    tau: float = 0.005
+    tau: float = 0.02  # the paper: 0.005; a fast one passes rewards on within few steps
     eval_every: int = 1_000
     eval_episodes: int = 5
 

@@ -54,7 +54,8 @@ def test_the_example_ends_where_the_script_does(tmp_path: Path) -> None:
     """Offline bit for bit; the policies that begin then are drawn in another order."""
     example = load_script("examples/pex.py")
     steps = {"offline_steps": 6, "total_frames": 24, "warmup_steps": 10, "eval_every": 24, "eval_episodes": 1}
-    loss = example.main(example.Config(hidden_sizes=(16,), batch_size=16, **steps))
+    data = "o2o/halfcheetah/linear-medium-v0"  # the script's
+    loss = example.main(example.Config(dataset=data, hidden_sizes=(16,), batch_size=16, **steps))
     TestPEX().train(tmp_path, "decay_actor_lr=false")
     before = newest(tmp_path / "offline", "loss")
     frozen = {

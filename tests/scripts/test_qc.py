@@ -52,7 +52,7 @@ def test_twins_end_in_the_same_parameters(phase: str, tmp_path: Path) -> None:
     example = load_script("examples/qc.py")
     world = {"env": "HalfCheetah-v5", "dataset": "o2o/halfcheetah/linear-medium-v0", "reward_shift": 0.0}
     shape = {"hidden_sizes": (16,), "num_samples": 2, "flow_steps": 2, "batch_size": 16, "warmup_steps": 4}
-    steps = {"offline_steps": updates, "total_frames": frames, "eval_every": 24, "eval_episodes": 1}
+    steps = {"offline_steps": updates, "total_frames": frames, "eval_every": 24, "eval_episodes": 1, "tau": 0.005}
     loss = example.main(example.Config(**world, **shape, **steps))
     small = ("hidden_sizes=[16]", "variants.qc.num_samples=2", "loss.best_of_n.flow_steps=2", "phases.flow.warmup=4")
     words = (f"offline.num_steps={updates}", f"online.total_frames={frames}", "~env.max_episode_steps")

@@ -136,7 +136,8 @@ def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
     example = load_script("examples/sope.py")
     phases = {"phase_every": 20, "max_updates": 6, "check_every": 2, "patience": 100, "batch_size": 8}
     steps = {"total_frames": 44, "init_random_frames": 8, "eval_every": 44, "eval_episodes": 1}
-    loss = example.main(example.Config(hidden_sizes=(16,), **phases, **steps))
+    data = "o2o/halfcheetah/linear-medium-v0"  # the script's
+    loss = example.main(example.Config(dataset=data, hidden_sizes=(16,), **phases, **steps))
     theirs = train(tmp_path)
     for name, value in loss.state_dict().items():
         assert torch.equal(value, theirs[name]), name

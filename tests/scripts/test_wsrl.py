@@ -45,7 +45,8 @@ def test_twins_end_in_the_same_parameters(tmp_path: Path) -> None:
     example = load_script("examples/wsrl.py")
     shape = {"hidden_sizes": (16,), "num_qvalue_nets": 4, "num_actions": 2, "batch_size": 4, "utd_ratio": 2}
     steps = {"offline_steps": 6, "total_frames": 24, "warmup_steps": 10, "eval_every": 24, "eval_episodes": 1}
-    loss = example.main(example.Config(**shape, **steps))
+    world = {"dataset": "o2o/halfcheetah/linear-medium-v0", "tau": 0.005}  # the script's
+    loss = example.main(example.Config(**world, **shape, **steps))
     script = TestWSRL()
     script.train(tmp_path, "offline.batch_size=4", "~env.max_episode_steps", "schedule.eval_every=24")
     theirs = newest(tmp_path, "loss")
