@@ -1,6 +1,6 @@
 """Cal-QL (Nakamoto et al. 2023, arXiv:2303.05479): conservative Q-learning whose values never fall below the data's.
 
-Run:  python examples/cal_ql.py                           PointMaze, sparse reward, about a minute on one core
+Run:  python examples/cal_ql.py                           PointMaze, sparse reward, one to two minutes on one core
       python examples/cal_ql.py calibrate=false           CQL, whose values must first recover online
 Steps up to zero are offline. Every field of Config can be given as field=value. The defaults are a CPU preset for
 seeing the effect; the paper's own settings are in sota-implementations/cql.

@@ -1,6 +1,6 @@
 """SAMG (Zhang et al. 2024, arXiv:2410.18626) on AWAC: online without the data set, guided by the frozen offline critic.
 
-Run:  python examples/samg.py                       HalfCheetah, about three minutes on one core
+Run:  python examples/samg.py                       HalfCheetah, about two minutes on one core
       python examples/samg.py confidence=none       AWAC without guidance, with the same settings
       python examples/samg.py confidence=even       p = 1/2 everywhere, the paper's ablation; random is another
 Every field of Config can be given as field=value. The defaults are a CPU preset for

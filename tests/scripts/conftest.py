@@ -15,7 +15,6 @@ from torchrl_o2o.data import make_local_dataset
 SMALL = {  # every set that a test trains on: one that is missing here would be made at its full size
     "o2o/halfcheetah/linear-medium-v0": 4_000,
     "o2o/halfcheetah/linear-mix-v0": 4_000,
-    "o2o/halfcheetah/medium-replay-v1": 4_000,
     "o2o/pointmaze/umaze-play-v0": 4_000,
     "o2o/pointmaze/medium-play-v0": 4_000,
     "o2o/hopper/linear-mix-v0": 4_000,

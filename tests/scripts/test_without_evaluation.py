@@ -14,7 +14,8 @@ import gymnasium
 import pytest
 import torch
 
-from tests.scripts.phases import SHORT, compose, rows, script_of
+from tests.scripts.phases import SHORT, rows
+from tests.scripts.running import compose, script_of
 from torchrl_o2o.deploy import read_policy
 from torchrl_o2o.envs import make_gym_env
 from torchrl_o2o.errors import O2OSpecError
@@ -45,10 +46,8 @@ def test_an_offline_phase_alone_neither_resets_nor_steps_the_environment(
     logged = rows(tmp_path / "run" / "offline")
     assert logged[-1]["step"] == 0
     assert not [row for row in logged if any(name.startswith("evaluation") for name in row)]
-    assert read_policy(tmp_path / "run" / "offline").actor()(recorded[:2].select("observation"))["action"].shape == (
-        2,
-        1,
-    )
+    actor = read_policy(tmp_path / "run" / "offline").actor()
+    assert actor(recorded[:2].select("observation"))["action"].shape == (2, 1)
 
 
 def test_an_online_run_without_evaluations_learns_and_warns_of_nothing(tmp_path: Path) -> None:
